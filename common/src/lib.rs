@@ -1,1 +1,13 @@
-//! What the agent and the aggregator share.
+//! What the agent and the aggregators share: names, positions, the frame and batch formats, the messages between
+//! tiers, configuration, topology, HTTP and telemetry.
+//!
+//! The words used here (category, stream, bucket, batch, slice, run, frame, lane) are defined in `ARCHITECTURE.md`.
+
+pub mod batch;
+pub mod bucket;
+pub mod frame;
+pub mod ids;
+pub mod limits;
+pub mod messages;
+pub mod position;
+pub mod ranges;
