@@ -36,8 +36,8 @@ pub struct BatchHeader {
     pub category: CategoryName,
     /// The stream.
     pub stream: StreamId,
-    /// Where the stream began, in bytes.
-    pub base: u64,
+    /// Where the stream began: the only place at which its owner takes it up when it does not know it.
+    pub base: Position,
     /// Where the batch begins.
     pub start: Position,
     /// Where the batch ends.
@@ -68,7 +68,7 @@ impl BatchHeader {
     }
 
     fn check(&self, body_len: u64) -> Result<(), &'static str> {
-        if self.base > self.start.offset || self.start.offset >= self.end.offset {
+        if self.base.offset > self.start.offset || self.start.offset >= self.end.offset {
             return Err("base, start and end are out of order");
         }
         if self.raw_len() > MAX_BATCH_RAW_BYTES {
@@ -321,7 +321,7 @@ mod tests {
                 agent: agent.clone(),
                 host: "h".into(),
                 stream: StreamId(7),
-                base: 0,
+                base: Position::zero(),
                 start,
                 end,
                 records: runs.len() as u64,
@@ -342,7 +342,7 @@ mod tests {
             agent,
             category,
             stream: StreamId(7),
-            base: 0,
+            base: Position::zero(),
             start,
             end,
             committed: start,

@@ -116,8 +116,8 @@ pub struct SliceDescriptor {
     pub host: String,
     /// The stream.
     pub stream: StreamId,
-    /// Where the stream began, in bytes.
-    pub base: u64,
+    /// Where the stream began.
+    pub base: Position,
     /// Where the batch begins.
     pub start: Position,
     /// Where the batch ends.
@@ -157,7 +157,7 @@ impl SliceDescriptor {
         if self.prefix_len as usize > MAX_RECORD_PREFIX_BYTES {
             return Err("the record prefix is too long");
         }
-        if self.base > self.start.offset || self.start.offset >= self.end.offset {
+        if self.base.offset > self.start.offset || self.start.offset >= self.end.offset {
             return Err("base, start and end are out of order");
         }
         if self.runs.is_empty() || self.runs.len() > MAX_RUNS_PER_SLICE {
@@ -665,7 +665,7 @@ mod tests {
             agent: "web-1".parse().expect("valid"),
             host: "web-1.example".into(),
             stream: StreamId(42),
-            base: 0,
+            base: Position::zero(),
             start: Position { offset: start, tail: TailHash(1) },
             end: Position { offset: end, tail: TailHash(2) },
             runs,
