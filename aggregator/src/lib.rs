@@ -1,1 +1,4 @@
-//! The aggregator.
+//! The aggregator: a node of any tier above the agents.
+
+pub mod receive;
+pub mod tier;

@@ -42,6 +42,9 @@ pub const HISTORY_LEN: usize = 16;
 /// Longest first line, in bytes, that takes part in a stream's identity.
 pub const IDENTITY_LINE_BYTES: usize = 1024;
 
+/// Most batches in one request. Their headers take memory beside the bytes of the body.
+pub const MAX_BATCHES_PER_REQUEST: usize = 16_384;
+
 /// Most streams in one positions query.
 pub const MAX_STREAMS_PER_QUERY: usize = 10_000;
 

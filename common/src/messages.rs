@@ -5,6 +5,7 @@
 //! | `POST /v1/batches` | batches ([`crate::batch`]), one after the other | [`Answers`], one per batch, in order |
 //! | `POST /v1/positions` | [`PositionsQuery`] | [`Answers`], one per stream, in order |
 //! | `GET /v1/categories` | | [`Categories`] |
+//! | `GET /v1/status` | | what the node's `status` command shows |
 //!
 //! Bodies other than batches are JSON. A request that can't be served as a whole gets an HTTP status and a
 //! [`Problem`]: 4xx is final for exactly this request, 429 and 503 come with `Retry-After`.
@@ -24,6 +25,8 @@ pub const BATCHES_PATH: &str = "/v1/batches";
 pub const POSITIONS_PATH: &str = "/v1/positions";
 /// Where an agent learns the settings of its categories.
 pub const CATEGORIES_PATH: &str = "/v1/categories";
+/// Where an operator asks an aggregator how it is.
+pub const STATUS_PATH: &str = "/v1/status";
 /// The content type of a body of batches; the version of the protocol is part of it.
 pub const BATCHES_CONTENT_TYPE: &str = "application/vnd.tributary.batches.v1";
 

@@ -1,0 +1,77 @@
+//! What every aggregator is to those below it, whether it stands in the middle of the tree or is a root.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tributary_common::batch::Batch;
+use tributary_common::frame::FrameHeader;
+use tributary_common::messages::{Answer, PositionsQuery};
+
+/// A batch that came in whole: its checksums are right, its frames are its own, its category, lane and bucket size are
+/// those of the topology.
+#[derive(Debug, Clone)]
+pub struct Received {
+    /// The batch. `received_ms` is set.
+    pub batch: Batch,
+    /// The headers of its frames, in order.
+    pub frames: Vec<FrameHeader>,
+}
+
+/// There is no room now, for nothing of the request; the same request may be sent again.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct Overloaded {
+    /// What is full, for the sender's log.
+    pub reason: String,
+    /// When to come again.
+    pub retry_after: Duration,
+}
+
+/// One aggregator, seen from below. It has one rule: per stream it holds an unbroken run of bytes from `committed`, takes
+/// what continues the run, and lets go only of what is committed.
+#[async_trait]
+pub trait Tier: Send + Sync + 'static {
+    /// Offers batches, in the order in which they were sent; those of one stream are in the order of the stream. Returns
+    /// once what was taken is as safe as `next` in the answers promises: one answer per batch, in order.
+    ///
+    /// A caller may give up and drop the future at any await: what was taken until then stays taken.
+    ///
+    /// # Errors
+    /// When there is no room. Part of the batches may have been taken; offering them again is harmless.
+    async fn offer(&self, batches: Vec<Received>) -> Result<Vec<Answer>, Overloaded>;
+
+    /// What is known of these streams: one answer per stream, in order.
+    ///
+    /// # Errors
+    /// When there is no room for more questions.
+    async fn positions(&self, query: PositionsQuery) -> Result<Vec<Answer>, Overloaded>;
+
+    /// All that an operator may want to see, as JSON.
+    fn status(&self) -> serde_json::Value;
+
+    /// Whether it can serve; if not, why.
+    ///
+    /// # Errors
+    /// Why it can't, in words for an operator.
+    fn ready(&self) -> Result<(), String>;
+}
+
+#[async_trait]
+impl<T: Tier + ?Sized> Tier for Arc<T> {
+    async fn offer(&self, batches: Vec<Received>) -> Result<Vec<Answer>, Overloaded> {
+        (**self).offer(batches).await
+    }
+
+    async fn positions(&self, query: PositionsQuery) -> Result<Vec<Answer>, Overloaded> {
+        (**self).positions(query).await
+    }
+
+    fn status(&self) -> serde_json::Value {
+        (**self).status()
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        (**self).ready()
+    }
+}
