@@ -5,9 +5,13 @@
 
 pub mod batch;
 pub mod bucket;
+pub mod config;
+pub mod exit;
 pub mod frame;
+pub mod http;
 pub mod ids;
 pub mod limits;
 pub mod messages;
 pub mod position;
 pub mod ranges;
+pub mod telemetry;

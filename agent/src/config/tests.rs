@@ -1,0 +1,174 @@
+use super::*;
+
+fn surroundings() -> Surroundings {
+    Surroundings { hostname: "web-1".to_owned(), machine_id: Some("0123456789abcdef0123456789abcdef".to_owned()) }
+}
+
+fn parse_text(text: &str) -> Result<AgentConfig, ConfigErrors> {
+    AgentConfig::parse(Path::new("agent.toml"), text, &surroundings())
+}
+
+const FIVE_LINES: &str = r#"
+endpoints = ["http://edge-1:7700", "http://edge-2:7700"]
+[[source]]
+category = "nginx-access"
+include = ["/var/log/nginx/access.log*"]
+"#;
+
+#[test]
+fn five_lines_are_enough() {
+    let config = parse_text(FIVE_LINES).expect("a good file");
+    assert_eq!(config.endpoints.len(), 2);
+    assert_eq!(config.host, "web-1");
+    assert_eq!(config.data_dir, Path::new("/var/lib/tributary-agent"));
+    assert_eq!(config.http_listen, Some("127.0.0.1:7701".parse().expect("an address")));
+    assert_eq!((config.batch.max_bytes, config.limits.max_buffer_bytes), (MIB, 24 * MIB));
+    assert_eq!((config.compression.codec, config.compression.level), (None, 1));
+    let source = &config.sources[0];
+    assert!(source.matches(Path::new("/var/log/nginx/access.log.1")) && source.timestamp.is_none());
+    assert_eq!((source.read_from, source.long_lines), (ReadFrom::Beginning, LongLines::Split));
+}
+
+#[test]
+fn the_agent_id_comes_from_the_machine_and_does_not_tell_its_machine_id() {
+    let id = parse_text(FIVE_LINES).expect("a good file").agent_id;
+    assert_eq!(id, parse_text(FIVE_LINES).expect("a good file").agent_id, "it stays the same");
+    assert!(!id.as_str().contains("0123456789abcdef"));
+    let none = Surroundings { machine_id: None, ..surroundings() };
+    let error = AgentConfig::parse(Path::new("agent.toml"), FIVE_LINES, &none).expect_err("no id").to_string();
+    assert!(error.contains("write agent_id ="), "{error}");
+    let named = format!("agent_id = \"web-7\"\n{FIVE_LINES}");
+    let config = AgentConfig::parse(Path::new("agent.toml"), &named, &none).expect("a good file");
+    assert_eq!(config.agent_id.as_str(), "web-7");
+}
+
+#[test]
+fn every_field_can_be_written() {
+    let config = parse_text(
+        r#"
+endpoints = "http://edge-1:7700"
+agent_id = "web-1"
+host = "web-1.example.net"
+data_dir = "/srv/agent"
+refresh_interval = "1s"
+drain_timeout = "5s"
+connect_timeout = "1s"
+request_timeout = "10s"
+max_connection_age = "1m"
+backoff = { initial = "100ms", max = "5s" }
+bytes_per_second = "10 MiB"
+[http]
+enabled = false
+[log]
+format = "json"
+level = "debug"
+[limits]
+max_open_files = 100
+max_held_bytes = "1 GiB"
+max_buffer_bytes = "8 MiB"
+[batch]
+max_bytes = "256 KiB"
+timeout = "200ms"
+[compression]
+codec = "zstd"
+level = 3
+threads = 2
+[[source]]
+category = "app"
+include = ["/srv/app/*.log", "/srv/app/*.log.[0-9]"]
+exclude = "/srv/app/debug.log"
+read_from = "end"
+ignore_older = "7d"
+rotate_wait = "1s"
+partial_line_timeout = "2s"
+max_line_bytes = "64 KiB"
+long_lines = "drop"
+record_prefix = "{host}\t{agent_id}\t{category}\t"
+[source.timestamp]
+format = ["%d/%b/%Y:%H:%M:%S %z", "%Y-%m-%d %H:%M:%S"]
+after = "["
+timezone = "Europe/Berlin"
+[[source]]
+category = "app"
+include = "/srv/other.log"
+"#,
+    )
+    .expect("a good file");
+    assert_eq!(config.http_listen, None);
+    assert_eq!(config.bytes_per_second, Some(10 * MIB));
+    assert_eq!(config.compression.codec, Some(Codec::Zstd));
+    let source = &config.sources[0];
+    assert_eq!(&source.record_prefix[..], b"web-1.example.net\tweb-1\tapp\t");
+    assert!(!source.matches(Path::new("/srv/app/debug.log")) && source.matches(Path::new("/srv/app/a.log")));
+    let timestamp = source.timestamp.as_ref().expect("it is written");
+    assert_eq!((timestamp.formats.len(), &timestamp.after[..]), (2, &b"["[..]));
+    assert_eq!(timestamp.timezone.iana_name(), Some("Europe/Berlin"));
+}
+
+#[test]
+fn all_that_is_wrong_is_reported_at_once() {
+    let text = r#"endpoints = ["edge-1", "https://edge-2:7700"]
+hots = "x"
+request_timeout = "2s"
+backoff = { initial = "40s" }
+bytes_per_second = 0
+
+[batch]
+max_bytes = "64 KiB"
+timeout = 5
+
+[[source]]
+category = "Nginx"
+include = ["logs/*.log", "/var/log/[a"]
+max_line_bytes = "128 KiB"
+record_prefix = "{path} "
+[source.timestamp]
+format = "%H:%M"
+timezone = "Mars/Olympus"
+
+[[source]]
+category = "app"
+include = "/var/log/app.log"
+[[source]]
+category = "app"
+include = "/var/log/app.log"
+"#;
+    let errors = parse_text(text).expect_err("a bad file");
+    let shown = errors.to_string();
+    for (place, title) in [
+        ("1:14", "\"edge-1\" is not an endpoint"),
+        ("1:24", "does not begin with http://"),
+        ("2:1", "unknown key `hots`"),
+        ("3:19", "this must hold: connect_timeout < request_timeout"),
+        ("4:23", "this must hold: backoff.initial <= backoff.max"),
+        ("5:20", "`bytes_per_second` is out of bounds"),
+        ("9:11", "`batch.timeout` has no unit"),
+        ("12:12", "the category \"Nginx\" is not allowed"),
+        ("13:12", "the pattern \"logs/*.log\" is relative"),
+        ("13:26", "the pattern \"/var/log/[a\" can't be read"),
+        ("14:18", "this must hold: source.max_line_bytes <= batch.max_bytes"),
+        ("15:17", "the unknown placeholder {path}"),
+        ("17:10", "doesn't say"),
+        ("18:12", "there is no time zone \"Mars/Olympus\""),
+        ("25:11", "\"/var/log/app.log\" is included twice"),
+    ] {
+        let found = shown
+            .split("error: ")
+            .any(|error| error.contains(title) && error.contains(&format!("agent.toml:{place}\n")));
+        assert!(found, "{place} {title} is missing in:\n{shown}");
+    }
+    assert_eq!(errors.count(), 15, "{shown}");
+}
+
+#[test]
+fn an_empty_file_says_what_belongs_into_it() {
+    let shown = parse_text("").expect_err("nothing in it").to_string();
+    assert!(shown.contains("write endpoints = [\"http://edge-1:7700\"]"), "{shown}");
+    assert!(shown.contains("write [[source]]"), "{shown}");
+    assert!(shown.ends_with("2 errors in agent.toml"), "{shown}");
+}
+
+#[test]
+fn this_machine_can_be_asked() {
+    assert!(!Surroundings::of_this_machine().hostname.is_empty());
+}

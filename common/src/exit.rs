@@ -1,0 +1,57 @@
+//! How the programs end.
+
+use std::process::ExitCode;
+
+/// The outcome of a program, told to whoever started it.
+///
+/// | code | meaning |
+/// |---|---|
+/// | 0 | done |
+/// | 1 | failed: the log says why |
+/// | 64 | the command line is wrong (`EX_USAGE` of `sysexits.h`) |
+/// | 78 | the configuration is wrong (`EX_CONFIG`); starting again won't help |
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Done.
+    Done = 0,
+    /// Failed, or stopped at once by a second signal.
+    Failed = 1,
+    /// The command line is wrong.
+    Usage = 64,
+    /// The configuration is wrong.
+    Config = 78,
+}
+
+impl Exit {
+    /// The number.
+    #[must_use]
+    pub fn code(self) -> u8 {
+        self as u8
+    }
+
+    /// How a command line parser's "error" ends: the texts of `--help` and `--version` are no errors. `failed` is what
+    /// its exit code says (clap: 0 for those two, 2 for a wrong command line).
+    #[must_use]
+    pub fn of_command_line(parser_exit_code: i32) -> Self {
+        if parser_exit_code == 0 { Self::Done } else { Self::Usage }
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        ExitCode::from(exit.code())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Exit;
+
+    #[test]
+    fn help_is_no_error_and_a_wrong_command_line_is_usage() {
+        assert_eq!(Exit::of_command_line(0), Exit::Done);
+        assert_eq!(Exit::of_command_line(2).code(), 64);
+        assert_eq!((Exit::Failed.code(), Exit::Config.code()), (1, 78));
+    }
+}
