@@ -1,4 +1,5 @@
-//! The aggregator: a node of any tier above the agents.
+//! The aggregator: receives batches, spools and forwards them, and as a root merges them into large files.
 
+pub mod dfs;
 pub mod receive;
 pub mod tier;
