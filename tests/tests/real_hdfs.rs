@@ -1,0 +1,65 @@
+//! The real HDFS that other tests stand on does what they ask of it.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use tributary_tests::hdfs::{HdfsOptions, MiniHdfs};
+use tributary_tests::wait::until;
+
+#[tokio::test]
+async fn a_file_survives_a_killed_namenode() -> Result<()> {
+    let mut hdfs = MiniHdfs::start(HdfsOptions::default()).await?;
+    hdfs.webhdfs().write("/a/b", b"hello".to_vec()).await?;
+    hdfs.restart_namenode().await?;
+    assert_eq!(hdfs.webhdfs().read("/a/b").await?, b"hello");
+    let tree = hdfs.webhdfs().tree("/").await?;
+    assert_eq!(tree.iter().map(|(path, status)| (path.as_str(), status.length)).collect::<Vec<_>>(), [("/a/b", 5)]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn every_operation_is_in_the_audit_log() -> Result<()> {
+    let hdfs = MiniHdfs::start(HdfsOptions::default()).await?;
+    hdfs.webhdfs().make_dir("/x").await?;
+    hdfs.webhdfs().rename("/x", "/y").await?;
+    assert!(hdfs.webhdfs().rename("/x", "/z").await.is_err(), "the source is gone");
+    let audit = hdfs.audit()?;
+    assert!(audit.iter().any(|line| line.command == "mkdirs" && line.source == "/x"), "{audit:?}");
+    let renames: Vec<_> = audit.iter().filter(|line| line.command == "rename").map(|line| &line.destination).collect();
+    assert!(renames.contains(&&Some("/y".to_owned())), "{audit:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn safe_mode_refuses_writes_until_it_ends() -> Result<()> {
+    let hdfs = MiniHdfs::start(HdfsOptions::default()).await?;
+    hdfs.safe_mode(true).await?;
+    let refused = hdfs.webhdfs().make_dir("/x").await.expect_err("nothing can be changed in safe mode");
+    assert!(format!("{refused:#}").contains("SafeMode"), "{refused:#}");
+    hdfs.safe_mode(false).await?;
+    hdfs.webhdfs().make_dir("/x").await
+}
+
+#[tokio::test]
+async fn a_datanode_is_killed_missed_and_comes_back_with_its_blocks() -> Result<()> {
+    let options = HdfsOptions { datanodes: 3, notices_dead_datanodes_soon: true, ..HdfsOptions::default() };
+    let mut hdfs = MiniHdfs::start(options).await?;
+    hdfs.webhdfs().write("/f", vec![7; 100_000]).await?;
+    assert_eq!(hdfs.webhdfs().status("/f").await?.expect("it is there").replication, 3);
+
+    hdfs.kill_datanode(1)?;
+    hdfs.wait_until_live_datanodes(2).await?;
+    hdfs.start_datanode(1).await?;
+    hdfs.wait_until_live_datanodes(3).await?;
+    hdfs.kill_datanode(0)?;
+    hdfs.pause_datanode(2)?;
+    hdfs.wait_until_live_datanodes(1).await?;
+    let left = until("a reader to be sent to the one copy that is left", Duration::from_secs(60), async || {
+        hdfs.webhdfs().read("/f").await.map(Some)
+    });
+    assert_eq!(left.await?.len(), 100_000);
+    hdfs.resume_datanode(2)?;
+    assert!(hdfs.resume_datanode(2).is_err(), "it isn't paused any more");
+    hdfs.wait_until_live_datanodes(2).await?;
+    hdfs.restart_namenode().await
+}
