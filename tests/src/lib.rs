@@ -3,7 +3,9 @@
 //! `tests/setup.sh` installs the real parts; a test that needs one that is missing fails and says so.
 
 pub mod hdfs;
+pub mod lines;
 pub mod parts;
 pub mod process;
+pub mod readers;
 pub mod wait;
 pub mod webhdfs;
