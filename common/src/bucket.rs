@@ -122,10 +122,11 @@ impl Bucket {
         }
     }
 
-    /// The name under which the bucket's directory is prepared: readers skip names that begin with `_`.
+    /// The name under which the bucket's directory is prepared: readers skip names that begin with `.`. They skip those that
+    /// begin with `_` too, but Spark not when they hold a `=`: it would read `_hr=20` as a partition by `_hr`.
     #[must_use]
     pub fn hidden_dir_name(self) -> String {
-        format!("_{}", self.dir_name())
+        format!(".{}", self.dir_name())
     }
 
     /// A name for use inside of file names: `20261122T2015Z`.
@@ -159,7 +160,7 @@ mod tests {
         let time_ms = 1_795_378_521_000; // 2026-11-22T20:15:21Z
         let hour = BucketSize::HOUR.bucket_of_ms(time_ms);
         assert_eq!((hour.parent_dir().as_deref(), hour.dir_name().as_str()), (Some("dt=2026-11-22"), "hr=20"));
-        assert_eq!(hour.hidden_dir_name(), "_hr=20");
+        assert_eq!(hour.hidden_dir_name(), ".hr=20");
         let quarter = size(900).bucket_of_ms(time_ms);
         assert_eq!((quarter.parent_dir().as_deref(), quarter.dir_name().as_str()), (Some("dt=2026-11-22"), "hm=2015"));
         let day = size(86_400).bucket_of_ms(time_ms);
