@@ -19,7 +19,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tributary_common::config::kind::{Kind, choice, duration, flag, integer, list, parsed, size, text_as};
+use tributary_common::config::kind::{Kind, choice, duration, flag, integer, list, parsed, size, text, text_as};
 use tributary_common::config::{Complaint, ConfigErrors, Field, GIB, KIB, MIB, Read, Table, parse, read_text};
 use tributary_common::frame::Codec;
 use tributary_common::http::backoff::BackoffLimits;
@@ -27,6 +27,7 @@ use tributary_common::http::endpoint::Endpoint;
 use tributary_common::ids::AgentId;
 use tributary_common::limits::MAX_HOST_BYTES;
 use tributary_common::telemetry::LogOptions;
+use tributary_common::topology::{Topology, rendezvous};
 
 pub use source::{LongLines, PathPattern, ReadFrom, Source, TimeFormat, TimestampOptions};
 
@@ -40,7 +41,11 @@ const DAY: Duration = Duration::from_secs(86_400);
 #[derive(Debug, Clone)]
 pub struct AgentConfig {
     file: PathBuf,
-    /// `endpoints`: the aggregators to ship to, the preferred one first. At least one, none twice.
+    /// `topology`: the file that describes the tree, relative to this file's directory; then the categories are checked
+    /// against it. Default: none, and what the agent needs to know it is told by its endpoints.
+    pub topology: Option<Topology>,
+    /// `endpoints`: the aggregators to ship to, the preferred one first. At least one, none twice. Or, in its place,
+    /// `tier`: one of the topology, whose nodes they are, in an order of this agent's own.
     pub endpoints: Vec<Endpoint>,
     /// `agent_id`: who this server is. Default: derived from the machine-id.
     pub agent_id: AgentId,
@@ -163,8 +168,10 @@ impl AgentConfig {
     }
 
     fn read(path: &Path, root: &mut Table<'_>, surroundings: &Surroundings) -> Read<Self> {
-        let endpoints = read_endpoints(root);
         let agent_id = read_agent_id(root, surroundings);
+        let (topology, has_topology) = read_topology(path, root);
+        let known = topology.as_ref().ok().and_then(Option::as_ref);
+        let endpoints = read_endpoints(root, known, has_topology, agent_id.as_ref().ok());
         let host = read_host(root, surroundings);
         let data_dir = root.or("data_dir", absolute_path(), PathBuf::from("/var/lib/tributary-agent"));
         let refresh_interval = root.or("refresh_interval", duration(100 * MS..=10 * MINUTE), 10 * SECOND);
@@ -179,19 +186,20 @@ impl AgentConfig {
         );
         let max_connection_age = root.or("max_connection_age", duration(10 * SECOND..=DAY), 10 * MINUTE);
         let bytes_per_second = root.optional("bytes_per_second", size(KIB..=100 * GIB));
-        let backoff = read_backoff(root);
+        let backoff = BackoffLimits::read(root);
         let http_listen = read_http(root);
         let log = LogOptions::read(&mut root.table("log"));
         let (batch, max_batch) = BatchOptions::read(root);
         let limits = Limits::read(root, &max_batch);
         let compression = Compression::read(root);
         let sources = match (&agent_id, &host) {
-            (Ok(agent_id), Ok(host)) => source::read_all(root, agent_id, host, batch.max_bytes),
+            (Ok(agent_id), Ok(host)) => source::read_all(root, agent_id, host, batch.max_bytes, known),
             // The sources are checked all the same; only a record prefix would show the stand-ins.
-            _ => source::read_all(root, &"unknown".parse().expect("a valid id"), "unknown", batch.max_bytes),
+            _ => source::read_all(root, &"unknown".parse().expect("a valid id"), "unknown", batch.max_bytes, known),
         };
         Ok(Self {
             file: path.to_owned(),
+            topology: topology?,
             endpoints: endpoints?,
             agent_id: agent_id?,
             host: host?,
@@ -213,17 +221,70 @@ impl AgentConfig {
     }
 }
 
-fn read_endpoints(root: &mut Table<'_>) -> Read<Vec<Endpoint>> {
-    let endpoints: Field<Vec<Endpoint>> = root.required("endpoints", list(parsed("\"http://edge-1:7700\"")))?;
-    for (n, endpoint) in endpoints.iter().enumerate() {
-        if endpoints[..n].contains(endpoint) {
-            return Err(root.complain_at(
-                endpoints.place(),
-                Complaint::new(format!("`endpoints` has {endpoint} twice")).help("write each endpoint once"),
-            ));
+/// The topology, if the file names one, and whether it does.
+fn read_topology(path: &Path, root: &mut Table<'_>) -> (Read<Option<Topology>>, bool) {
+    let file = root.optional("topology", text().example("\"topology.toml\""));
+    let topology = file.as_deref().map(|file| {
+        let file = path.parent().unwrap_or(Path::new("")).join(file);
+        Topology::load(&file).map_err(|errors| root.complain_about_file(errors))
+    });
+    (topology.transpose(), file.is_written())
+}
+
+/// The endpoints as they are written, or the nodes of the tier that is named instead of them.
+fn read_endpoints(
+    root: &mut Table<'_>,
+    topology: Option<&Topology>,
+    has_topology: bool,
+    agent_id: Option<&AgentId>,
+) -> Read<Vec<Endpoint>> {
+    let endpoints = root.optional("endpoints", list(parsed::<Endpoint>("\"http://edge-1:7700\"")));
+    let tier = root.optional("tier", text().example("\"edge\""));
+    match (endpoints.is_written(), tier.is_written()) {
+        (true, true) => Err(root.complain_between(
+            &[endpoints.place(), tier.place()],
+            Complaint::new("`endpoints` and `tier` are both written").help("write one: the tier's nodes are endpoints"),
+        )),
+        (false, false) => Err(root.missing("endpoints", "[\"http://edge-1:7700\"]")),
+        (false, true) if !has_topology => Err(root.complain_at(
+            tier.place(),
+            Complaint::new("`tier` is a tier of the topology, and `topology` is missing")
+                .help("write topology = \"…\", the path of the file, or write endpoints = [\"http://…\"] instead"),
+        )),
+        (false, true) => tier_endpoints(root, &tier, topology, agent_id),
+        (true, false) => {
+            // Where it is wrong, that has been reported.
+            let written = endpoints.as_deref().unwrap_or_default();
+            if let Some(twice) = (1..written.len()).find(|&n| written[..n].contains(&written[n])) {
+                let complaint = Complaint::new(format!("`endpoints` has {} twice", written[twice]));
+                return Err(root.complain_at(endpoints.place(), complaint.help("write each endpoint once")));
+            }
+            Ok(written.to_vec())
         }
     }
-    Ok(endpoints.into_value())
+}
+
+fn tier_endpoints(
+    root: &Table<'_>,
+    name: &Field<Option<String>>,
+    topology: Option<&Topology>,
+    agent_id: Option<&AgentId>,
+) -> Read<Vec<Endpoint>> {
+    // Without these, there is an error already, and what is returned is never used.
+    let (Some(topology), Some(agent_id), Some(wanted)) = (topology, agent_id, name.as_deref()) else {
+        return Ok(Vec::new());
+    };
+    let Some(tier) = topology.tier(wanted) else {
+        let names: Vec<_> = topology.tiers().iter().map(|tier| tier.name.as_str()).collect();
+        return Err(root.complain_at(
+            name.place(),
+            Complaint::new(format!("there is no tier {wanted:?} in the topology"))
+                .help(format!("write one of {}", names.join(", "))),
+        ));
+    };
+    // Every agent has its own order, so that they spread over the nodes.
+    let order = rendezvous(agent_id.as_str().as_bytes(), &tier.nodes);
+    Ok(order.into_iter().map(|node| node.endpoint.clone()).collect())
 }
 
 fn read_agent_id(root: &mut Table<'_>, surroundings: &Surroundings) -> Read<AgentId> {
@@ -265,19 +326,6 @@ fn read_host(root: &mut Table<'_>, surroundings: &Surroundings) -> Read<String> 
             .help(format!("write host = \"…\", {rule}")),
         )
     })
-}
-
-fn read_backoff(root: &mut Table<'_>) -> BackoffLimits {
-    let mut table = root.table("backoff");
-    let initial = table.or("initial", duration(10 * MS..=MINUTE), 250 * MS);
-    let max = table.or("max", duration(100 * MS..=HOUR), 30 * SECOND);
-    table.require(
-        *initial <= *max,
-        "backoff.initial <= backoff.max",
-        "pauses grow from the first to the second",
-        &[initial.place(), max.place()],
-    );
-    BackoffLimits { initial: *initial, max: *max }
 }
 
 fn read_http(root: &mut Table<'_>) -> Option<SocketAddr> {
@@ -341,14 +389,6 @@ fn absolute_path() -> impl Kind<Out = PathBuf> {
                 .help("write the whole path, beginning with a slash"))
         }
     })
-}
-
-/// A name in text, for keys whose type says the rest.
-fn name<T>(example: &'static str) -> impl Kind<Out = T>
-where
-    T: std::str::FromStr<Err: std::fmt::Display> + std::fmt::Debug,
-{
-    parsed(example)
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The aggregator: receives batches, spools and forwards them, and as a root merges them into large files.
 
+pub mod config;
 pub mod dfs;
 pub mod receive;
 pub mod tier;

@@ -15,3 +15,4 @@ pub mod messages;
 pub mod position;
 pub mod ranges;
 pub mod telemetry;
+pub mod topology;

@@ -8,10 +8,12 @@ use globset::{GlobBuilder, GlobMatcher};
 use jiff::Timestamp;
 use jiff::fmt::strtime::{self, BrokenDownTime};
 use jiff::tz::TimeZone;
-use tributary_common::config::kind::{Kind, choice, duration, list, size, text, text_as};
-use tributary_common::config::{Complaint, Field, KIB, MIB, Place, Read, Table};
+use tributary_common::config::kind::{Kind, choice, duration, list, parsed, size, text, text_as};
+use tributary_common::config::{Complaint, Field, KIB, MIB, Place, Read, Reported, Table, nearest};
 use tributary_common::ids::{AgentId, CategoryName};
 use tributary_common::limits::MAX_RECORD_PREFIX_BYTES;
+
+use tributary_common::topology::Topology;
 
 use super::{DAY, HOUR, MS, SECOND};
 
@@ -152,7 +154,13 @@ impl PathPattern {
     }
 }
 
-pub(super) fn read_all(root: &mut Table<'_>, agent_id: &AgentId, host: &str, max_batch: u64) -> Read<Vec<Source>> {
+pub(super) fn read_all(
+    root: &mut Table<'_>,
+    agent_id: &AgentId,
+    host: &str,
+    max_batch: u64,
+    topology: Option<&Topology>,
+) -> Read<Vec<Source>> {
     let tables = root.tables("source");
     if tables.is_empty() {
         return Err(root.complain(
@@ -169,7 +177,7 @@ pub(super) fn read_all(root: &mut Table<'_>, agent_id: &AgentId, host: &str, max
             if let Ok(include) = &include {
                 for pattern in include.iter() {
                     if let Some((_, earlier)) = seen.iter().find(|(text, _)| text == pattern.as_str()) {
-                        table.complain_between(
+                        let _: Reported = table.complain_between(
                             &[include.place(), earlier],
                             Complaint::new(format!("{:?} is included twice", pattern.as_str())).help(
                                 "a file belongs to the first source that matches it: take the pattern out of one",
@@ -179,7 +187,7 @@ pub(super) fn read_all(root: &mut Table<'_>, agent_id: &AgentId, host: &str, max
                     seen.push((pattern.as_str().to_owned(), include.place().clone()));
                 }
             }
-            Source::read(&mut table, include, agent_id, host, max_batch)
+            Source::read(&mut table, include, agent_id, host, max_batch, topology)
         })
         .collect();
     read.into_iter().collect()
@@ -196,8 +204,20 @@ impl Source {
         agent_id: &AgentId,
         host: &str,
         max_batch: u64,
+        topology: Option<&Topology>,
     ) -> Read<Self> {
-        let category = table.required("category", super::name::<CategoryName>("\"nginx-access\""));
+        let category = table.required("category", parsed::<CategoryName>("\"nginx-access\""));
+        if let (Ok(category), Some(topology)) = (&category, topology)
+            && topology.category(category).is_none()
+        {
+            let known: Vec<_> = topology.categories().keys().map(CategoryName::as_str).collect();
+            let help = match nearest(category.as_str(), known.iter().copied()) {
+                Some(name) => format!("did you mean \"{name}\"?"),
+                None => format!("write one of {}, or add [category.{}] to the topology", known.join(", "), **category),
+            };
+            let complaint = Complaint::new(format!("there is no category {:?} in the topology", category.as_str()));
+            let _: Reported = table.complain_at(category.place(), complaint.label("not in the topology").help(help));
+        }
         let exclude = table.optional("exclude", patterns());
         let read_from = table.or(
             "read_from",
@@ -209,7 +229,7 @@ impl Source {
         let partial_line_timeout = table.or("partial_line_timeout", duration(100 * MS..=DAY), 30 * SECOND);
         let max_line_bytes = table.or("max_line_bytes", size(KIB..=8 * MIB), MIB.min(max_batch));
         if *max_line_bytes > max_batch {
-            table.complain_between(
+            let _: Reported = table.complain_between(
                 &[max_line_bytes.place()],
                 Complaint::new("this must hold: source.max_line_bytes <= batch.max_bytes")
                     .help("a batch holds whole lines: make the line shorter or the batch larger"),

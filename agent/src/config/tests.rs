@@ -172,3 +172,72 @@ fn an_empty_file_says_what_belongs_into_it() {
 fn this_machine_can_be_asked() {
     assert!(!Surroundings::of_this_machine().hostname.is_empty());
 }
+
+const TOPOLOGY: &str = r#"
+[cluster]
+name = "prod"
+[sink]
+uri = "file:///srv/logs"
+[[tier]]
+name = "edge"
+parent = "root"
+[[tier.node]]
+name = "edge-1"
+address = "10.0.0.11:7700"
+[[tier.node]]
+name = "edge-2"
+address = "10.0.0.12:7700"
+[[tier]]
+name = "root"
+[[tier.node]]
+name = "root-1"
+address = "10.0.0.21:7700"
+[category.nginx-access]
+"#;
+
+/// Loads an agent's file that stands beside the topology above.
+fn load_beside_topology(text: &str) -> Result<AgentConfig, ConfigErrors> {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    std::fs::write(dir.path().join("topology.toml"), TOPOLOGY).expect("written");
+    AgentConfig::parse(&dir.path().join("agent.toml"), text, &surroundings())
+}
+
+#[test]
+fn endpoints_may_come_from_the_topology() {
+    let text = |id: u32| {
+        format!(
+            "agent_id = 'web-{id}'\ntopology = 'topology.toml'\ntier = 'edge'\n[[source]]\ncategory = 'nginx-access'\n\
+             include = '/var/log/a'\n"
+        )
+    };
+    let mut preferred = std::collections::BTreeMap::new();
+    for id in 0..32 {
+        let config = load_beside_topology(&text(id)).expect("a good file");
+        assert_eq!(config.endpoints.len(), 2);
+        *preferred.entry(config.endpoints[0].clone()).or_insert(0) += 1;
+    }
+    assert!(preferred.len() == 2 && preferred.values().all(|&count| count > 5), "they spread: {preferred:?}");
+}
+
+#[test]
+fn a_category_that_is_not_in_the_topology_is_an_error() {
+    let text =
+        "topology = 'topology.toml'\ntier = 'egde'\n[[source]]\ncategory = 'nginx-acess'\ninclude = '/var/log/a'\n";
+    let shown = load_beside_topology(text).expect_err("a bad file").to_string();
+    assert!(shown.contains("there is no category \"nginx-acess\" in the topology"), "{shown}");
+    assert!(shown.contains("did you mean \"nginx-access\"?"), "{shown}");
+    assert!(shown.contains("there is no tier \"egde\" in the topology"), "{shown}");
+}
+
+#[test]
+fn a_tier_needs_its_topology_and_no_endpoints() {
+    let source = "[[source]]\ncategory = 'a'\ninclude = '/var/log/a'\n";
+    let shown = parse_text(&format!("tier = 'edge'\n{source}")).expect_err("no topology").to_string();
+    assert!(shown.contains("`topology` is missing"), "{shown}");
+    let shown =
+        parse_text(&format!("tier = 'edge'\nendpoints = 'http://e:1'\n{source}")).expect_err("both").to_string();
+    assert!(shown.contains("`endpoints` and `tier` are both written"), "{shown}");
+    let shown =
+        parse_text(&format!("endpoints = ['http://e:1', 'http://E:1/']\n{source}")).expect_err("twice").to_string();
+    assert!(shown.contains("has http://e:1 twice"), "{shown}");
+}

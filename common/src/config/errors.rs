@@ -11,6 +11,13 @@ use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet}
 #[must_use]
 pub struct Reported(());
 
+impl Reported {
+    /// For a field whose place says that it was reported.
+    pub(super) fn before() -> Self {
+        Self(())
+    }
+}
+
 /// What is wrong with one value and what to write instead.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Complaint {

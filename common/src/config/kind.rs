@@ -92,7 +92,8 @@ pub(super) fn name_of(value: &DeValue<'_>) -> &'static str {
 }
 
 /// The one of `known` that `written` is most probably meant to be, if any is near enough.
-pub(super) fn nearest<'a>(written: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+#[must_use]
+pub fn nearest<'a>(written: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let plain = |word: &str| word.to_lowercase().replace(['-', ' '], "_");
     let written = plain(written);
     let allowed = (written.chars().count() / 3).max(1);

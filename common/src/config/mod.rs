@@ -23,6 +23,7 @@ use std::path::Path;
 use toml::de::DeTable;
 
 pub use errors::{Complaint, ConfigErrors, Place, Reported};
+pub use kind::nearest;
 pub use table::{Field, Table};
 pub use units::{parse_duration, parse_size, show_duration, show_size};
 

@@ -112,6 +112,23 @@ impl<'d> Table<'d> {
         }
     }
 
+    /// The value of `key`, or where the file doesn't say it that of another table's field, or else `default`.
+    pub fn inherit<K: Kind>(
+        &mut self,
+        key: &str,
+        kind: K,
+        other: Option<&Field<K::Out>>,
+        default: K::Out,
+    ) -> Field<K::Out>
+    where
+        K::Out: Clone,
+    {
+        match (self.take(key), other) {
+            (None, Some(other)) => other.clone(),
+            _ => self.or(key, kind, default),
+        }
+    }
+
     /// The value of `key`, if the file says it.
     pub fn optional<K: Kind>(&mut self, key: &str, kind: K) -> Field<Option<K::Out>> {
         match self.read(key, &kind) {
@@ -221,9 +238,10 @@ impl<'d> Table<'d> {
 
     /// Reports `complaint` about several fields, showing the value of each. Says nothing when one of them is wrong
     /// anyway and its error has been reported.
-    pub fn complain_between(&self, places: &[&Place], complaint: Complaint) {
-        if places.iter().all(|place| place.valid) {
-            let _: Reported = self.problems.add(Problem::between(places, complaint));
+    pub fn complain_between(&self, places: &[&Place], complaint: Complaint) -> Reported {
+        match places.iter().find(|place| !place.valid) {
+            Some(_) => Reported::before(),
+            None => self.problems.add(Problem::between(places, complaint)),
         }
     }
 
@@ -231,7 +249,7 @@ impl<'d> Table<'d> {
     pub fn require(&self, holds: bool, rule: &str, why: &str, places: &[&Place]) {
         if !holds {
             let complaint = Complaint::new(format!("this must hold: {rule}")).help(why);
-            self.complain_between(places, complaint);
+            let _: Reported = self.complain_between(places, complaint);
         }
     }
 

@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use http::{HeaderMap, header::RETRY_AFTER};
 
+use crate::config::Table;
+use crate::config::kind::duration;
+
 /// Bounds of the pauses between attempts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BackoffLimits {
@@ -11,6 +14,24 @@ pub struct BackoffLimits {
     pub initial: Duration,
     /// No pause that we choose ourselves is longer.
     pub max: Duration,
+}
+
+impl BackoffLimits {
+    /// Reads the table `backoff` in `parent`: `initial` (default 250ms, from 10ms to 1m) and `max` (default 30s, from
+    /// 100ms to 1h).
+    pub fn read(parent: &mut Table<'_>) -> Self {
+        let mut table = parent.table("backoff");
+        let bounds = |low: u64, high: u64| duration(Duration::from_millis(low)..=Duration::from_secs(high));
+        let initial = table.or("initial", bounds(10, 60), Duration::from_millis(250));
+        let max = table.or("max", bounds(100, 3600), Duration::from_secs(30));
+        table.require(
+            *initial <= *max,
+            "backoff.initial <= backoff.max",
+            "pauses grow from the first to the second",
+            &[initial.place(), max.place()],
+        );
+        Self { initial: *initial, max: *max }
+    }
 }
 
 /// The longest pause that a server's `Retry-After` is believed to ask for.

@@ -42,6 +42,18 @@ impl Endpoint {
         &self.0
     }
 
+    /// The `host:port` in it.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.0["http://".len()..]
+    }
+
+    /// The port in it.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.0.rsplit(':').next().and_then(|port| port.parse().ok()).expect("an endpoint has a port")
+    }
+
     /// The URL of a path on the server, which begins with a slash.
     #[must_use]
     pub fn url(&self, path: &str) -> String {
