@@ -4,6 +4,9 @@
 
 pub mod hdfs;
 pub mod lines;
+pub mod load;
+pub mod logrotate;
+pub mod nginx;
 pub mod parts;
 pub mod process;
 pub mod readers;
