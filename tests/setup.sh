@@ -56,7 +56,7 @@ installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = i
 jdk_home() {
     local home version
     for home in "${JAVA_HOME:-}" /usr/lib/jvm/*-17-* /usr/lib/jvm/*-21-*; do
-        [ -x "$home/bin/javac" ] && [ -r "$home/release" ] || continue
+        if [ ! -x "$home/bin/javac" ] || [ ! -r "$home/release" ]; then continue; fi
         version=$(sed -n 's/^JAVA_VERSION="\([0-9]*\).*/\1/p' "$home/release")
         if [ "${version:-0}" -ge 17 ] && [ "$version" -le 23 ]; then
             readlink -f "$home"
@@ -83,7 +83,6 @@ policy_mark='placed by tests/setup.sh of Tributary while it installs packages'
 
 # Debian starts a service as soon as its package is installed, unless this file forbids it.
 forbid_services() {
-    allow_services
     if [ -e "$policy" ]; then as_root mv "$policy" "$policy_saved"; fi
     printf '#!/bin/sh\n# %s\nexit 101\n' "$policy_mark" | as_root tee "$policy" >/dev/null
     as_root chmod 755 "$policy"
@@ -182,12 +181,18 @@ make_mapreduce() {
     rm -rf "$making"
 }
 
+# A run that was killed may have left its own behind.
+allow_services
 install_packages
 if $demo; then
     say "ready for the demo"
     exit 0
 fi
 
+case $cache in
+    /*) ;;
+    *) die "the cache folder $cache is not an absolute path; set TRIBUTARY_CACHE to one" ;;
+esac
 mkdir -p "$cache"
 exec 9>"$cache/lock"
 flock -n 9 || { say "waits for another setup that uses $cache" && flock 9; }
