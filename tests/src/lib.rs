@@ -1,6 +1,16 @@
 //! The end-to-end tests: real processes, a real HDFS, real log writers and readers.
 //!
 //! `tests/setup.sh` installs the real parts; a test that needs one that is missing fails and says so.
+//!
+//! | to have | use |
+//! |---|---|
+//! | a real HDFS, its faults, its audit log | [`hdfs::MiniHdfs`], or the command `mini-hdfs` to play with one |
+//! | a look at HDFS without the code under test | [`webhdfs::WebHdfs`] |
+//! | a real access log, rotated as in production | [`nginx::Nginx`], [`load::Load`], [`logrotate::Logrotate`] |
+//! | what users' jobs find in a published tree | [`readers::read_lines`] |
+//! | lines written against lines found | [`lines::Lines::difference`] |
+//! | a child process that can't outlive the test run | [`process::Process`] |
+//! | a condition instead of a sleep | [`wait::until`] |
 
 pub mod hdfs;
 pub mod lines;
