@@ -14,5 +14,6 @@ pub mod limits;
 pub mod messages;
 pub mod position;
 pub mod ranges;
+pub mod shutdown;
 pub mod telemetry;
 pub mod topology;

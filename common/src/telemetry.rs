@@ -1,6 +1,11 @@
 //! Logs, metrics, and what is told to the service manager.
 
 use std::io::{self, IsTerminal};
+use std::time::Duration;
+
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+use sd_notify::NotifyState;
 
 use tracing_subscriber::filter::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
@@ -143,6 +148,65 @@ fn resolve(format: LogFormat, terminal: bool, journal: bool) -> LogFormat {
         LogFormat::Auto if journal => LogFormat::Journald,
         LogFormat::Auto => LogFormat::Json,
         named => named,
+    }
+}
+
+/// The metrics of a program. All their names begin with `tributary_` and the program's.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+}
+
+impl Metrics {
+    /// Metrics of `program` (`agent`, `aggregator`), at first only the one that tells its version.
+    #[must_use]
+    pub fn new(program: &str) -> Self {
+        let mut registry = Registry::with_prefix(format!("tributary_{program}"));
+        registry.register("build", "What runs here", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
+        Self { registry }
+    }
+
+    /// Where a part of the program registers what it counts.
+    pub fn registry(&mut self) -> &mut Registry {
+        &mut self.registry
+    }
+
+    /// All metrics in the OpenMetrics text format.
+    #[must_use]
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry).expect("writing to a string doesn't fail");
+        text
+    }
+}
+
+/// Tells the service manager, if there is one, that the program serves from now on.
+pub fn notify_ready() {
+    notify(&[NotifyState::Ready]);
+}
+
+/// Tells the service manager that the program drains and will end.
+pub fn notify_stopping() {
+    notify(&[NotifyState::Stopping]);
+}
+
+/// Tells the service manager again and again that the program lives, if it wants to be told (`WatchdogSec=`); a task of
+/// the runtime does so, and can't when the runtime is stuck. Must be called in a Tokio runtime.
+pub fn start_watchdog() {
+    let Some(limit) = sd_notify::watchdog_enabled() else { return };
+    let pause = (limit / 3).max(Duration::from_millis(1));
+    tokio::spawn(async move {
+        let mut ticks = tokio::time::interval(pause);
+        loop {
+            ticks.tick().await;
+            notify(&[NotifyState::Watchdog]);
+        }
+    });
+}
+
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(%error, "the service manager could not be told");
     }
 }
 
