@@ -3,4 +3,5 @@
 pub mod config;
 pub mod dfs;
 pub mod receive;
+pub mod root;
 pub mod tier;

@@ -1,0 +1,239 @@
+//! Hours: when a lane seals one, which files it gets, and what is written beside them. Pure.
+//!
+//! An hour's files are closed segments as they are, and **joins**: small ones and ones with a torn tail are copied
+//! together, frame by frame, so that the hour has few files whatever happened while it was written.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use tributary_common::frame::Codec;
+use tributary_common::ids::{AgentId, CategoryName, LaneId};
+
+use super::ledger::{AgentCount, HourKey, Seal, SegmentRecord};
+
+/// The version of the manifest's and the seal's form.
+pub const FORM_VERSION: u32 = 1;
+
+/// The hour's manifest: its files, and who contributed how much.
+pub const MANIFEST_FILE: &str = "_MANIFEST.json";
+
+/// Where late files go, inside of the hour's directory.
+pub const LATE_DIR: &str = "_late";
+
+/// The name of a lane's seal in the hour's directory.
+#[must_use]
+pub fn seal_file(lane: LaneId) -> String {
+    format!("_seal-{lane}.json")
+}
+
+/// Files to be made into one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JoinPlan {
+    /// What goes in, in order.
+    pub inputs: Vec<SegmentRecord>,
+}
+
+/// Which files an hour gets.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct FilePlan {
+    /// As they are.
+    pub whole: Vec<SegmentRecord>,
+    /// Copied together.
+    pub joins: Vec<JoinPlan>,
+    /// Without a single frame: deleted.
+    pub empty: Vec<String>,
+}
+
+/// Plans an hour's files out of its closed segments, so that at most one file per codec is smaller than half of `roll_size`.
+///
+/// A segment of at least half of `roll_size` with nothing torn stays as it is. The others are packed into joins, filled in
+/// order up to `roll_size`; a single one that needs no copying stays as it is, too.
+#[must_use]
+pub fn plan_files(segments: &[SegmentRecord], roll_size: u64) -> FilePlan {
+    let mut plan = FilePlan::default();
+    let mut leftovers: BTreeMap<&'static str, Vec<&SegmentRecord>> = BTreeMap::new();
+    for segment in segments {
+        if segment.covered == 0 {
+            plan.empty.push(segment.name.clone());
+        } else if !segment.torn && segment.covered >= roll_size / 2 {
+            plan.whole.push(segment.clone());
+        } else {
+            leftovers.entry(segment.codec.extension()).or_default().push(segment);
+        }
+    }
+    for mut segments in leftovers.into_values() {
+        segments.sort_by(|a, b| a.name.cmp(&b.name));
+        let mut groups: Vec<(u64, Vec<SegmentRecord>)> = Vec::new();
+        for segment in segments {
+            match groups.last_mut() {
+                Some((bytes, group)) if *bytes + segment.covered <= roll_size => {
+                    *bytes += segment.covered;
+                    group.push(segment.clone());
+                }
+                _ => groups.push((segment.covered, vec![segment.clone()])),
+            }
+        }
+        for (_, inputs) in groups {
+            match inputs.as_slice() {
+                [single] if !single.torn => plan.whole.push(single.clone()),
+                _ => plan.joins.push(JoinPlan { inputs }),
+            }
+        }
+    }
+    plan.whole.sort_by(|a, b| a.name.cmp(&b.name));
+    plan
+}
+
+/// A file in a manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestFile {
+    /// Its name in the hour's directory.
+    pub name: String,
+    /// The lane that wrote it.
+    pub lane: LaneId,
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// Its records.
+    pub records: u64,
+}
+
+/// The manifest of an hour, or of one late file: `_MANIFEST.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// The version of this form: 1.
+    pub version: u32,
+    /// The category.
+    pub category: CategoryName,
+    /// The bucket's start, seconds since 1970, UTC.
+    pub bucket_start_s: i64,
+    /// The bucket's size in seconds.
+    pub bucket_size_s: u32,
+    /// All records.
+    pub records: u64,
+    /// The length of all files in bytes.
+    pub bytes: u64,
+    /// The files, by name.
+    pub files: Vec<ManifestFile>,
+    /// What each agent contributed.
+    pub agents: BTreeMap<AgentId, AgentCount>,
+}
+
+impl Manifest {
+    /// Made from the seals of all lanes, never from a listing of the directory: a file that nobody sealed is not part of the
+    /// hour.
+    #[must_use]
+    pub fn of(key: &HourKey, seals: &[Seal]) -> Self {
+        let mut files: Vec<ManifestFile> = seals
+            .iter()
+            .flat_map(|seal| {
+                seal.files.iter().map(|file| ManifestFile {
+                    name: file.name.clone(),
+                    lane: seal.lane,
+                    bytes: file.bytes,
+                    records: file.records,
+                })
+            })
+            .collect();
+        files.sort_by(|a, b| a.name.cmp(&b.name));
+        let mut agents: BTreeMap<AgentId, AgentCount> = BTreeMap::new();
+        for (agent, count) in seals.iter().flat_map(|seal| &seal.agents) {
+            agents.entry(agent.clone()).or_default().add(*count);
+        }
+        Self {
+            version: FORM_VERSION,
+            category: key.category.clone(),
+            bucket_start_s: key.bucket.start_s(),
+            bucket_size_s: key.bucket.size().seconds(),
+            records: files.iter().map(|file| file.records).sum(),
+            bytes: files.iter().map(|file| file.bytes).sum(),
+            files,
+            agents,
+        }
+    }
+}
+
+/// The name of a join in the lane's directory until it is in its hour. What no ledger entry names under this form is
+/// deleted by the next owner.
+#[must_use]
+pub fn join_file(number: u64, codec: Codec) -> String {
+    format!("{JOIN_PREFIX}{number}.{}", codec.extension())
+}
+
+/// How the names of joins begin.
+pub const JOIN_PREFIX: &str = "join-";
+
+/// How the names of temporary files begin: deleted by the next owner without a look.
+pub const TEMP_PREFIX: &str = "tmp-";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tributary_common::bucket::BucketSize;
+
+    fn segment(name: &str, bytes: u64, torn: bool) -> SegmentRecord {
+        SegmentRecord {
+            name: name.into(),
+            category: "app".parse().expect("valid"),
+            bucket: BucketSize::HOUR.bucket_of_ms(0),
+            codec: Codec::Gzip,
+            covered: bytes,
+            records: 1,
+            closed: true,
+            torn,
+            agents: BTreeMap::new(),
+        }
+    }
+
+    fn names(segments: &[SegmentRecord]) -> Vec<&str> {
+        segments.iter().map(|segment| segment.name.as_str()).collect()
+    }
+
+    #[test]
+    fn large_segments_stay_and_small_ones_are_joined_up_to_the_roll_size() {
+        let segments = [
+            segment("a", 100, false),
+            segment("b", 30, false),
+            segment("c", 30, false),
+            segment("d", 45, false),
+            segment("e", 0, true),
+        ];
+        let plan = plan_files(&segments, 100);
+        assert_eq!(names(&plan.whole), ["a", "d"]);
+        assert_eq!(plan.joins.len(), 1);
+        assert_eq!(names(&plan.joins[0].inputs), ["b", "c"]);
+        assert_eq!(plan.empty, ["e"]);
+    }
+
+    #[test]
+    fn a_torn_file_never_becomes_visible_as_it_is() {
+        let plan = plan_files(&[segment("a", 100, true)], 100);
+        assert!(plan.whole.is_empty());
+        assert_eq!(names(&plan.joins[0].inputs), ["a"]);
+    }
+
+    #[test]
+    fn a_single_small_segment_is_not_copied() {
+        let plan = plan_files(&[segment("a", 1, false)], 100);
+        assert_eq!((names(&plan.whole), plan.joins.len()), (vec!["a"], 0));
+    }
+
+    #[test]
+    fn codecs_are_never_mixed_in_a_file() {
+        let zstd = SegmentRecord { codec: Codec::Zstd, ..segment("b", 10, false) };
+        let plan = plan_files(&[segment("a", 10, false), zstd], 100);
+        assert_eq!(names(&plan.whole), ["a", "b"]);
+    }
+
+    #[test]
+    fn however_many_leftovers_an_hour_has_few_small_files() {
+        for count in 1..60 {
+            let segments: Vec<SegmentRecord> =
+                (0..count).map(|n| segment(&format!("s{n:03}"), 1 + (n * 37) % 97, n % 5 == 0)).collect();
+            let total: u64 = segments.iter().map(|segment| segment.covered).sum();
+            let plan = plan_files(&segments, 100);
+            let files = (plan.whole.len() + plan.joins.len()) as u64;
+            // Two neighbours never fit into one file, so any two hold more than the roll size.
+            assert!(files <= 2 * total.div_ceil(100) + 1, "{count} segments of {total} bytes gave {files} files");
+        }
+    }
+}

@@ -1,0 +1,442 @@
+//! What a lane's owner has of every stream, and what it does with a batch. Pure: no clock, no file, no socket.
+//!
+//! Per stream it keeps two sets of byte ranges: those that it **has** (written to a segment, in memory or on the
+//! sink) and those that are **durable**. Both are nearly always one range. `next` is the highest known batch end
+//! up to which the stream's bytes are there without a gap, `committed` the same for the durable ones: positions are
+//! told at batch ends only, because only there a tail hash is known.
+//!
+//! After a recovery there may be more: ranges beyond the last batch end, where one slice of a batch survived and
+//! another did not. They stay in the sets, and of a batch that comes again only the missing bytes are written.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+
+use tributary_common::batch::BatchHeader;
+use tributary_common::frame::{FrameHeader, Run, SliceDescriptor};
+use tributary_common::ids::{AgentId, CategoryName, StreamId};
+use tributary_common::limits::HISTORY_LEN;
+use tributary_common::messages::Verdict;
+use tributary_common::position::{Position, TAIL_WINDOW_BYTES, TailHash};
+use tributary_common::ranges::RangeSet;
+
+use super::ledger::StreamRecord;
+
+/// What a lane knows of its streams.
+#[derive(Debug)]
+pub struct Ingest {
+    streams: HashMap<StreamId, Stream>,
+    stream_ttl_ms: i64,
+}
+
+#[derive(Debug)]
+struct Stream {
+    agent: AgentId,
+    category: CategoryName,
+    base: Position,
+    has: RangeSet,
+    durable: RangeSet,
+    /// Known batch ends (and the base). Below `committed` the last [`HISTORY_LEN`] are kept, above it all.
+    ends: BTreeMap<u64, TailHash>,
+    /// How many segments are being looked at that may hold, or may have lost, bytes of this stream.
+    in_doubt: u32,
+    /// When it last got bytes, milliseconds since 1970.
+    touched_ms: i64,
+    /// Whether the ledger does not have its present state.
+    changed: bool,
+}
+
+/// What to do with a batch.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Write nothing; this is the answer.
+    Answer(Verdict),
+    /// The batch crosses `next` here: decode it and call [`Ingest::decide_crossing`].
+    NeedsTail {
+        /// The offset at which the hash of the batch's own bytes is needed.
+        at: u64,
+    },
+    /// Take it: write these slices and report each with [`Ingest::wrote`], or none, and then call [`Ingest::took`].
+    Take(Vec<SlicePlan>),
+}
+
+/// What to do with one slice of a batch that is taken.
+#[derive(Debug, PartialEq, Eq)]
+pub enum SlicePlan {
+    /// Write the frame as it came.
+    Whole,
+    /// All of it is there already.
+    Drop,
+    /// Write only these bytes of the stream.
+    Cut(Vec<Range<u64>>),
+}
+
+/// What the batch's own bytes show before the offset that was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OwnTail {
+    /// The hash there.
+    Hash(TailHash),
+    /// The batch has too few bytes before the offset, or its records were altered: it can't show it.
+    Unknown,
+}
+
+/// The positions of a stream, as told to those below.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Positions {
+    /// The byte expected next.
+    pub next: Position,
+    /// Durable on the sink.
+    pub committed: Position,
+}
+
+impl Stream {
+    fn end_within(&self, set: &RangeSet) -> Position {
+        let end = set.unbroken_end(self.base.offset);
+        match self.ends.range(self.base.offset..=end).next_back() {
+            Some((&offset, &tail)) => Position { offset, tail },
+            None => self.base,
+        }
+    }
+
+    fn next(&self) -> Position {
+        self.end_within(&self.has)
+    }
+
+    fn committed(&self) -> Position {
+        self.end_within(&self.durable)
+    }
+
+    fn history(&self) -> Vec<Position> {
+        let next = self.next().offset;
+        let mut history: Vec<Position> = self
+            .ends
+            .range(..=next)
+            .rev()
+            .take(HISTORY_LEN)
+            .map(|(&offset, &tail)| Position { offset, tail })
+            .collect();
+        history.reverse();
+        history
+    }
+
+    /// Forgets batch ends that can matter no more.
+    fn prune_ends(&mut self) {
+        let committed = self.committed().offset;
+        let below = self.ends.range(..=committed).count();
+        for _ in HISTORY_LEN..below {
+            self.ends.pop_first();
+        }
+    }
+}
+
+impl Ingest {
+    /// Knows no stream. A stream that is unknown is accepted only if its first batch was received less than
+    /// `stream_ttl_ms` ago, so that what comes later than the owner forgets can't be taken for new.
+    #[must_use]
+    pub fn new(stream_ttl_ms: i64) -> Self {
+        Self { streams: HashMap::new(), stream_ttl_ms }
+    }
+
+    /// How many streams are known.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.streams.len()
+    }
+
+    /// Whether no stream is known.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.streams.is_empty()
+    }
+
+    /// The positions of a stream, or none for one that is unknown.
+    #[must_use]
+    pub fn positions(&self, stream: StreamId) -> Option<Positions> {
+        let stream = self.streams.get(&stream)?;
+        Some(Positions { next: stream.next(), committed: stream.committed() })
+    }
+
+    /// The answer to a question for positions: what the verdict is when nothing is offered.
+    #[must_use]
+    pub fn query(&self, stream: StreamId, claimed: Option<Position>) -> Verdict {
+        let Some(known) = self.streams.get(&stream) else {
+            return Verdict::Unknown;
+        };
+        if known.in_doubt > 0 {
+            return in_doubt();
+        }
+        // What the asker believes to be committed must be on the way to what is.
+        match claimed {
+            Some(claimed) if claimed.offset > known.next().offset => Verdict::Expected,
+            Some(claimed) if known.ends.get(&claimed.offset).is_some_and(|tail| *tail != claimed.tail) => {
+                Verdict::Diverged { history: known.history() }
+            }
+            _ => Verdict::Ok,
+        }
+    }
+
+    /// Decides about a batch whose frames have been verified.
+    #[must_use]
+    pub fn decide(&self, batch: &BatchHeader, frames: &[FrameHeader], now_ms: i64) -> Decision {
+        let Some(stream) = self.streams.get(&batch.stream) else {
+            return self.decide_unknown(batch, frames.len(), now_ms);
+        };
+        if stream.in_doubt > 0 {
+            return Decision::Answer(in_doubt());
+        }
+        if stream.category != batch.category {
+            return Decision::Answer(Verdict::Refused {
+                reason: format!(
+                    "the stream belongs to category {}; a file can't change its category: give it back, or rename the file to a new one",
+                    stream.category
+                ),
+            });
+        }
+        let next = stream.next();
+        let diverged = || Decision::Answer(Verdict::Diverged { history: stream.history() });
+        // The same place with other bytes before it: wherever both sides know a batch end, it must be the same one.
+        let contradicts =
+            |position: Position| stream.ends.get(&position.offset).is_some_and(|tail| *tail != position.tail);
+        if batch.start.offset > next.offset {
+            return Decision::Answer(Verdict::Expected);
+        }
+        if contradicts(batch.start) {
+            return diverged();
+        }
+        if batch.end.offset <= next.offset {
+            return if contradicts(batch.end) { diverged() } else { Decision::Answer(Verdict::Ok) };
+        }
+        if batch.start.offset < next.offset {
+            return Decision::NeedsTail { at: next.offset };
+        }
+        Decision::Take(plan(&stream.has, frames))
+    }
+
+    /// Decides about a batch for which [`Ingest::decide`] asked for the tail of its own bytes at `next`.
+    #[must_use]
+    pub fn decide_crossing(&self, batch: &BatchHeader, frames: &[FrameHeader], own: OwnTail) -> Decision {
+        let Some(stream) = self.streams.get(&batch.stream) else {
+            return Decision::Answer(Verdict::Unknown);
+        };
+        let next = stream.next();
+        let matches = match own {
+            OwnTail::Hash(hash) => hash == next.tail,
+            // Fewer bytes than the window lie between the batch's start and `next` (or they can't be told apart): the
+            // start, if it is a batch end known here, vouches for all before it.
+            OwnTail::Unknown => stream.ends.get(&batch.start.offset) == Some(&batch.start.tail),
+        };
+        if matches {
+            Decision::Take(plan(&stream.has, frames))
+        } else {
+            Decision::Answer(Verdict::Diverged { history: stream.history() })
+        }
+    }
+
+    fn decide_unknown(&self, batch: &BatchHeader, slices: usize, now_ms: i64) -> Decision {
+        if batch.start != batch.base {
+            return Decision::Answer(Verdict::Unknown);
+        }
+        if batch.received_ms.is_some_and(|received| now_ms.saturating_sub(received) >= self.stream_ttl_ms) {
+            return Decision::Answer(Verdict::Refused {
+                reason: "the batch is older than stream_ttl: whether it was stored before can't be known any more; replay it by hand if it was not".into(),
+            });
+        }
+        Decision::Take((0..slices).map(|_| SlicePlan::Whole).collect())
+    }
+
+    /// Notes that the batch is taken: its ends are known from now on. To be called before [`Ingest::wrote`].
+    pub fn took(&mut self, batch: &BatchHeader, now_ms: i64) {
+        let stream = self.streams.entry(batch.stream).or_insert_with(|| Stream {
+            agent: batch.agent.clone(),
+            category: batch.category.clone(),
+            base: batch.base,
+            has: RangeSet::new(),
+            durable: RangeSet::new(),
+            ends: BTreeMap::from([(batch.base.offset, batch.base.tail)]),
+            in_doubt: 0,
+            touched_ms: now_ms,
+            changed: true,
+        });
+        stream.ends.insert(batch.end.offset, batch.end.tail);
+        stream.touched_ms = now_ms;
+        stream.changed = true;
+    }
+
+    /// Notes ranges that were handed to a segment.
+    pub fn wrote(&mut self, stream: StreamId, ranges: impl IntoIterator<Item = Range<u64>>) {
+        if let Some(stream) = self.streams.get_mut(&stream) {
+            for range in ranges {
+                stream.has.insert(range);
+            }
+            stream.changed = true;
+        }
+    }
+
+    /// Notes ranges that are durable: covered by a sync, or found by a recovery and settled.
+    pub fn durable(&mut self, stream: StreamId, ranges: impl IntoIterator<Item = Range<u64>>) {
+        if let Some(stream) = self.streams.get_mut(&stream) {
+            for range in ranges {
+                debug_assert!(stream.has.contains(range.clone()), "durable bytes are bytes that it has");
+                stream.durable.insert(range);
+            }
+            stream.prune_ends();
+            stream.changed = true;
+        }
+    }
+
+    /// A segment failed, and bytes of the stream behind its last sync may or may not be in it.
+    pub fn doubt(&mut self, stream: StreamId) {
+        if let Some(stream) = self.streams.get_mut(&stream) {
+            stream.in_doubt += 1;
+        }
+    }
+
+    /// The segment was read back: of the ranges in doubt these are lost, the others are there.
+    pub fn resolve(&mut self, stream: StreamId, lost: impl IntoIterator<Item = Range<u64>>) {
+        if let Some(stream) = self.streams.get_mut(&stream) {
+            stream.in_doubt = stream.in_doubt.saturating_sub(1);
+            for range in lost {
+                debug_assert!(stream.durable.missing(range.clone()) == [range.clone()], "durable bytes are not lost");
+                stream.has.remove(range);
+            }
+            stream.changed = true;
+        }
+    }
+
+    /// Adds what a frame on the sink holds. `durable` when it is settled, too.
+    pub fn found(&mut self, category: &CategoryName, slice: &SliceDescriptor, durable: bool, now_ms: i64) {
+        let stream = self.streams.entry(slice.stream).or_insert_with(|| Stream {
+            agent: slice.agent.clone(),
+            category: category.clone(),
+            base: slice.base,
+            has: RangeSet::new(),
+            durable: RangeSet::new(),
+            ends: BTreeMap::from([(slice.base.offset, slice.base.tail)]),
+            in_doubt: 0,
+            touched_ms: now_ms,
+            changed: true,
+        });
+        stream.ends.insert(slice.start.offset, slice.start.tail);
+        stream.ends.insert(slice.end.offset, slice.end.tail);
+        for range in slice.runs.iter().map(Run::range) {
+            stream.has.insert(range.clone());
+            if durable {
+                stream.durable.insert(range);
+            }
+        }
+        stream.changed = true;
+    }
+
+    /// Loads a stream from the ledger; all that the ledger knows is durable.
+    pub fn load(&mut self, record: StreamRecord) {
+        let ends = record.ends.iter().map(|end| (end.offset, end.tail)).collect();
+        self.streams.insert(
+            record.stream,
+            Stream {
+                agent: record.agent,
+                category: record.category,
+                base: record.base,
+                has: record.durable.clone(),
+                durable: record.durable,
+                ends,
+                in_doubt: 0,
+                touched_ms: record.touched_ms,
+                changed: false,
+            },
+        );
+    }
+
+    /// The streams for a ledger entry: those that changed since the last one, or all.
+    pub fn records(&mut self, all: bool) -> Vec<StreamRecord> {
+        let mut records = Vec::new();
+        for (id, stream) in &mut self.streams {
+            if !all && !stream.changed {
+                continue;
+            }
+            // What is not durable yet makes another entry necessary once it is.
+            stream.changed = stream.has != stream.durable;
+            records.push(StreamRecord {
+                stream: *id,
+                agent: stream.agent.clone(),
+                category: stream.category.clone(),
+                base: stream.base,
+                durable: stream.durable.clone(),
+                ends: stream.ends.iter().map(|(&offset, &tail)| Position { offset, tail }).collect(),
+                touched_ms: stream.touched_ms,
+            });
+        }
+        records
+    }
+
+    /// Forgets streams that got nothing for `stream_ttl`; returns their ids.
+    pub fn expire(&mut self, now_ms: i64) -> Vec<StreamId> {
+        let expired: Vec<StreamId> = self
+            .streams
+            .iter()
+            .filter(|(_, stream)| {
+                stream.in_doubt == 0 && now_ms.saturating_sub(stream.touched_ms) >= self.stream_ttl_ms
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        for id in &expired {
+            self.streams.remove(id);
+        }
+        expired
+    }
+
+    /// Every stream with its agent, category and positions, for the status page.
+    pub fn iter(&self) -> impl Iterator<Item = (StreamId, &AgentId, &CategoryName, Positions)> {
+        self.streams.iter().map(|(id, stream)| {
+            (*id, &stream.agent, &stream.category, Positions { next: stream.next(), committed: stream.committed() })
+        })
+    }
+}
+
+fn in_doubt() -> Verdict {
+    Verdict::Wait { reason: "a segment with bytes of this stream failed and is being read back".into() }
+}
+
+fn plan(has: &RangeSet, frames: &[FrameHeader]) -> Vec<SlicePlan> {
+    frames
+        .iter()
+        .map(|frame| {
+            let runs: Vec<Range<u64>> =
+                frame.slices.iter().flat_map(|slice| slice.runs.iter().map(Run::range)).collect();
+            let missing: Vec<Range<u64>> = runs.iter().flat_map(|run| has.missing(run.clone())).collect();
+            if missing.is_empty() {
+                SlicePlan::Drop
+            } else if missing == runs {
+                SlicePlan::Whole
+            } else {
+                SlicePlan::Cut(missing)
+            }
+        })
+        .collect()
+}
+
+/// The hash of a batch's own bytes before `at`. `pieces` are the batch's bytes by place in the stream, in any order; none
+/// where records were altered.
+#[must_use]
+pub fn own_tail(batch: &BatchHeader, pieces: Option<Vec<(u64, &[u8])>>, at: u64) -> OwnTail {
+    let from = at.saturating_sub(TAIL_WINDOW_BYTES as u64);
+    let Some(mut pieces) = pieces else {
+        return OwnTail::Unknown;
+    };
+    if from < batch.start.offset {
+        return OwnTail::Unknown;
+    }
+    pieces.sort_unstable_by_key(|(start, _)| *start);
+    let mut window = Vec::with_capacity(TAIL_WINDOW_BYTES);
+    let mut expected = from;
+    for (start, bytes) in pieces {
+        let end = start + bytes.len() as u64;
+        if end <= expected || start >= at {
+            continue;
+        }
+        if start > expected {
+            return OwnTail::Unknown;
+        }
+        window.extend_from_slice(&bytes[(expected - start) as usize..(end.min(at) - start) as usize]);
+        expected = end.min(at);
+    }
+    if expected == at { OwnTail::Hash(TailHash::of(&window)) } else { OwnTail::Unknown }
+}

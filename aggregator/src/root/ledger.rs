@@ -1,0 +1,308 @@
+//! The ledger: what a lane's owner writes down in the lane's directory, so that the next one need not read every frame.
+//!
+//! # Format
+//!
+//! One file per entry, `ledger-<n>` with `n` in 20 digits, never changed once it is there:
+//!
+//! ```text
+//! magic "TLG1" (4) | body_len (4) | crc32c of the body (4) | body (postcard of Entry)
+//! ```
+//!
+//! An entry is made under a temporary name, synced, closed, its length checked, and then renamed. Entry `n + 1` is not
+//! written before `n` is seen under its name, so the entries have no gaps. Paths inside are relative to the lane's
+//! directory, which is renamed from owner to owner.
+//!
+//! An entry says what changed since the one before; a **snapshot** says everything, and what lies before it is
+//! deleted once it is seen.
+//!
+//! # What is never guessed
+//!
+//! An entry that can't be read stops the recovery: skipping it could forget that an hour is sealed.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use tributary_common::bucket::Bucket;
+use tributary_common::frame::Codec;
+use tributary_common::ids::{AgentId, CategoryName, Epoch, LaneId, StreamId};
+use tributary_common::position::Position;
+use tributary_common::ranges::RangeSet;
+
+const MAGIC: [u8; 4] = *b"TLG1";
+const HEAD_BYTES: usize = 12;
+const NAME_PREFIX: &str = "ledger-";
+
+/// One entry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Its number.
+    pub number: u64,
+    /// The lane, so that a misplaced file is noticed.
+    pub lane: LaneId,
+    /// Who wrote it.
+    pub epoch: Epoch,
+    /// When, by the writer's clock, in milliseconds since 1970.
+    pub written_ms: i64,
+    /// Whether it says everything, not only what changed.
+    pub snapshot: bool,
+    /// Streams, whole.
+    pub streams: Vec<StreamRecord>,
+    /// Streams that are forgotten.
+    pub forgotten: Vec<StreamId>,
+    /// All segments of the lane: there are few, and a list without one says that it is gone.
+    pub segments: Vec<SegmentRecord>,
+    /// Hours, whole.
+    pub hours: Vec<HourRecord>,
+    /// Hours that are forgotten: long past, and their directories will answer for them.
+    pub forgotten_hours: Vec<HourKey>,
+    /// The hour of each category from which on every hour is sealed, also an empty one, where it changed.
+    pub first_buckets: Vec<(CategoryName, Bucket)>,
+}
+
+/// A stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamRecord {
+    /// The stream.
+    pub stream: StreamId,
+    /// Its agent.
+    pub agent: AgentId,
+    /// Its category.
+    pub category: CategoryName,
+    /// Where it began.
+    pub base: Position,
+    /// The ranges that are durable in what the ledger covers.
+    pub durable: RangeSet,
+    /// Known batch ends.
+    pub ends: Vec<Position>,
+    /// When it last got bytes, milliseconds since 1970.
+    pub touched_ms: i64,
+}
+
+/// A file of a lane that holds frames.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SegmentRecord {
+    /// Its name in the lane's directory.
+    pub name: String,
+    /// The category.
+    pub category: CategoryName,
+    /// The bucket.
+    pub bucket: Bucket,
+    /// How its frames are compressed.
+    pub codec: Codec,
+    /// Up to here, in bytes, the streams of the ledger include what is in it. Always a frame's end.
+    pub covered: u64,
+    /// Records in the covered part.
+    pub records: u64,
+    /// Whether it is closed and covered to its last whole frame.
+    pub closed: bool,
+    /// Whether there are bytes behind the last whole frame.
+    pub torn: bool,
+    /// Records and stream bytes of each agent in the covered part.
+    pub agents: BTreeMap<AgentId, AgentCount>,
+}
+
+/// What one agent contributed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentCount {
+    /// Records.
+    pub records: u64,
+    /// Bytes of its streams.
+    pub bytes: u64,
+}
+
+impl AgentCount {
+    /// Adds another count.
+    pub fn add(&mut self, other: Self) {
+        self.records += other.records;
+        self.bytes += other.bytes;
+    }
+}
+
+/// Which hour.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct HourKey {
+    /// The category.
+    pub category: CategoryName,
+    /// The bucket.
+    pub bucket: Bucket,
+}
+
+impl std::fmt::Display for HourKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.category, self.bucket)
+    }
+}
+
+/// How far an hour is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HourRecord {
+    /// Which one.
+    pub key: HourKey,
+    /// How far it is.
+    pub state: HourState,
+}
+
+/// The life of an hour that is no longer open. What is not in the ledger is open.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HourState {
+    /// The seal binds: these files and no others belong to the hour. Its files are being moved.
+    Announced(Seal),
+    /// The lane's files and its seal are in the hour's directory.
+    Sealed,
+    /// Late files are being moved beside the hour.
+    Late(Vec<LateMove>),
+}
+
+/// What a lane contributes to an hour. Its JSON form is the seal file in the hour's directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seal {
+    /// The version of this form: 1.
+    pub version: u32,
+    /// The lane.
+    pub lane: LaneId,
+    /// The category.
+    pub category: CategoryName,
+    /// The bucket's start, seconds since 1970, UTC.
+    pub bucket_start_s: i64,
+    /// The bucket's size in seconds.
+    pub bucket_size_s: u32,
+    /// The files.
+    pub files: Vec<SealedFile>,
+    /// Files whose frames were copied into one of the files, to be deleted.
+    pub inputs: Vec<String>,
+    /// What each agent contributed.
+    pub agents: BTreeMap<AgentId, AgentCount>,
+}
+
+/// A file of an hour.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SealedFile {
+    /// Its name in the lane's directory.
+    pub source: String,
+    /// Its name in the hour's directory.
+    pub name: String,
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// Its records.
+    pub records: u64,
+}
+
+/// A late file on its way beside its hour.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LateMove {
+    /// The file; none where only files without a frame are to be deleted.
+    pub file: Option<SealedFile>,
+    /// Files whose frames were copied into it, to be deleted.
+    pub inputs: Vec<String>,
+    /// What each agent contributed.
+    pub agents: BTreeMap<AgentId, AgentCount>,
+}
+
+/// Bytes that are not a good ledger entry.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EntryError {
+    /// Foreign, cut off or altered.
+    #[error("the entry is corrupt: {0}")]
+    Corrupt(&'static str),
+    /// In the wrong place.
+    #[error("the entry says that it is number {found} of lane {lane}")]
+    Misplaced {
+        /// The number inside.
+        found: u64,
+        /// The lane inside.
+        lane: LaneId,
+    },
+}
+
+impl Entry {
+    /// The name of the file of entry `number`.
+    #[must_use]
+    pub fn file_name(number: u64) -> String {
+        format!("{NAME_PREFIX}{number:020}")
+    }
+
+    /// The entry's number, if this is the name of an entry's file.
+    #[must_use]
+    pub fn number_of(name: &str) -> Option<u64> {
+        let digits = name.strip_prefix(NAME_PREFIX)?;
+        (digits.len() == 20).then(|| digits.parse().ok()).flatten()
+    }
+
+    /// The file's bytes.
+    ///
+    /// # Panics
+    /// When the entry is larger than 4 GiB: the bounds on streams and segments keep it far below.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = vec![0; HEAD_BYTES];
+        postcard::to_io(self, &mut bytes).expect("writing to memory can't fail");
+        let body_len = u32::try_from(bytes.len() - HEAD_BYTES).expect("a ledger entry is far smaller than 4 GiB");
+        let crc = crc32c::crc32c(&bytes[HEAD_BYTES..]);
+        bytes[..4].copy_from_slice(&MAGIC);
+        bytes[4..8].copy_from_slice(&body_len.to_le_bytes());
+        bytes[8..12].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    /// Reads the file of entry `number` of `lane`.
+    ///
+    /// # Errors
+    /// When it is not that entry, whole.
+    pub fn decode(bytes: &[u8], lane: LaneId, number: u64) -> Result<Self, EntryError> {
+        let head = bytes.first_chunk::<HEAD_BYTES>().ok_or(EntryError::Corrupt("it is cut off"))?;
+        let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+        let body = &bytes[HEAD_BYTES..];
+        if head[..4] != MAGIC {
+            return Err(EntryError::Corrupt("it does not begin as an entry of a version that this program knows"));
+        }
+        if body.len() as u64 != u64::from(word(4)) {
+            return Err(EntryError::Corrupt("it has another length than it says"));
+        }
+        if crc32c::crc32c(body) != word(8) {
+            return Err(EntryError::Corrupt("its checksum does not match"));
+        }
+        let entry: Self = postcard::from_bytes(body).map_err(|_| EntryError::Corrupt("its contents can't be read"))?;
+        if (entry.lane, entry.number) != (lane, number) {
+            return Err(EntryError::Misplaced { found: entry.number, lane: entry.lane });
+        }
+        Ok(entry)
+    }
+}
+
+/// What the entries add up to.
+#[derive(Debug, Default)]
+pub struct Replayed {
+    /// The number of the last entry; none for a new lane.
+    pub last: Option<u64>,
+    /// When it was written, by its writer's clock.
+    pub written_ms: Option<i64>,
+    /// The streams.
+    pub streams: BTreeMap<StreamId, StreamRecord>,
+    /// The segments, by name.
+    pub segments: BTreeMap<String, SegmentRecord>,
+    /// The hours that are not open.
+    pub hours: BTreeMap<HourKey, HourState>,
+    /// The hour of each category from which on every hour is sealed.
+    pub first_buckets: BTreeMap<CategoryName, Bucket>,
+}
+
+impl Replayed {
+    /// Adds the next entry.
+    pub fn apply(&mut self, entry: Entry) {
+        if entry.snapshot {
+            *self = Self::default();
+        }
+        self.last = Some(entry.number);
+        self.written_ms = Some(entry.written_ms);
+        self.streams.extend(entry.streams.into_iter().map(|record| (record.stream, record)));
+        for stream in entry.forgotten {
+            self.streams.remove(&stream);
+        }
+        self.segments = entry.segments.into_iter().map(|record| (record.name.clone(), record)).collect();
+        self.hours.extend(entry.hours.into_iter().map(|record| (record.key, record.state)));
+        for key in entry.forgotten_hours {
+            self.hours.remove(&key);
+        }
+        self.first_buckets.extend(entry.first_buckets);
+    }
+}

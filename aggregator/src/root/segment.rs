@@ -1,0 +1,301 @@
+//! Segments: the files that a lane writes, one at a time for each (hour, codec).
+//!
+//! [`Segment`] is the bookkeeping: which frames were handed over, which of them a sync has covered. Its writer is a
+//! task of its own ([`spawn_writer`]), because a call on the sink may hang until its deadline while other segments go on.
+//!
+//! A segment's life: created with its first frame; synced by every commit that finds it dirty; closed when it is
+//! large enough, idle, or its hour is over; then renamed out of the lane. After any error it is given up: nobody writes
+//! to it again, it is recovered and read back, and what comes next goes into a new one.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tributary_common::frame::{Codec, Run, SliceDescriptor};
+use tributary_common::ids::{AgentId, Epoch, LaneId, StreamId};
+
+use super::ledger::{AgentCount, HourKey, SegmentRecord};
+use crate::dfs::{CreateOptions, Dfs, DfsError, DfsPath};
+
+/// A segment's number, unique within an epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SegmentId(pub u64);
+
+/// The name of a segment, in the lane's directory and in its hour's: it never meets another one's.
+#[must_use]
+pub fn file_name(key: &HourKey, codec: Codec, lane: LaneId, epoch: Epoch, id: SegmentId) -> String {
+    format!("{}.{}.l{lane}-e{epoch}-{}.{}", key.category, key.bucket.file_label(), id.0, codec.extension())
+}
+
+/// A segment that is being written.
+#[derive(Debug)]
+pub struct Segment {
+    /// Its number.
+    pub id: SegmentId,
+    /// Its name in the lane's directory.
+    pub name: String,
+    /// Its hour.
+    pub key: HourKey,
+    /// The codec of its frames.
+    pub codec: Codec,
+    /// Bytes handed to the writer.
+    pub written: u64,
+    /// Bytes covered by a sync.
+    pub synced: u64,
+    /// Whether a sync or the close is under way.
+    pub busy: bool,
+    /// Whether the close was ordered.
+    pub closing: bool,
+    /// When the last frame came, in the lane's milliseconds.
+    pub last_write_ms: u64,
+    /// Slices kept back to be merged into one frame at the next commit.
+    pub small: Vec<(SliceDescriptor, Bytes)>,
+    /// Their bytes.
+    pub small_bytes: u64,
+    held: VecDeque<Held>,
+    durable: Counts,
+    writer: mpsc::UnboundedSender<Command>,
+}
+
+/// Records and bytes by agent.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// All records.
+    pub records: u64,
+    /// By agent.
+    pub agents: BTreeMap<AgentId, AgentCount>,
+}
+
+impl Counts {
+    /// Adds a slice.
+    pub fn add(&mut self, slice: &SliceDescriptor) {
+        self.records += slice.records;
+        let count = AgentCount { records: slice.records, bytes: slice.raw_len() };
+        self.agents.entry(slice.agent.clone()).or_default().add(count);
+    }
+
+    /// Adds other counts.
+    pub fn add_all(&mut self, other: &Self) {
+        self.records += other.records;
+        for (agent, count) in &other.agents {
+            self.agents.entry(agent.clone()).or_default().add(*count);
+        }
+    }
+}
+
+/// A frame that was handed over and that no sync has covered yet.
+#[derive(Debug)]
+struct Held {
+    end: u64,
+    slices: Vec<SliceDescriptor>,
+}
+
+/// The stream bytes of a slice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldRanges {
+    /// The stream.
+    pub stream: StreamId,
+    /// Its bytes.
+    pub ranges: Vec<Range<u64>>,
+}
+
+fn ranges_of(slice: &SliceDescriptor) -> HeldRanges {
+    HeldRanges { stream: slice.stream, ranges: slice.runs.iter().map(Run::range).collect() }
+}
+
+impl Segment {
+    /// A segment of which nothing is written yet.
+    #[must_use]
+    pub fn new(
+        id: SegmentId,
+        name: String,
+        key: HourKey,
+        codec: Codec,
+        writer: mpsc::UnboundedSender<Command>,
+    ) -> Self {
+        Self {
+            id,
+            name,
+            key,
+            codec,
+            written: 0,
+            synced: 0,
+            busy: false,
+            closing: false,
+            last_write_ms: 0,
+            small: Vec::new(),
+            small_bytes: 0,
+            held: VecDeque::new(),
+            durable: Counts::default(),
+            writer,
+        }
+    }
+
+    /// Hands a frame to the writer.
+    pub fn write(&mut self, slices: Vec<SliceDescriptor>, frame: Bytes) {
+        self.written += frame.len() as u64;
+        self.held.push_back(Held { end: self.written, slices });
+        self.order(Command::Write(frame));
+    }
+
+    /// Whether there is something that no sync covers and no order is under way.
+    #[must_use]
+    pub fn wants_sync(&self) -> bool {
+        !self.busy && !self.closing && (self.written > self.synced || !self.small.is_empty())
+    }
+
+    /// Bytes that no sync covers.
+    #[must_use]
+    pub fn dirty_bytes(&self) -> u64 {
+        self.written - self.synced + self.small_bytes
+    }
+
+    /// Orders a sync of all that was handed over.
+    pub fn sync(&mut self) {
+        self.busy = true;
+        self.order(Command::Sync);
+    }
+
+    /// Orders the close.
+    pub fn close(&mut self) {
+        self.busy = true;
+        self.closing = true;
+        self.order(Command::Close);
+    }
+
+    /// Notes that a sync covers the first `len` bytes; returns what became durable.
+    pub fn synced(&mut self, len: u64) -> Vec<HeldRanges> {
+        self.synced = len;
+        let mut durable = Vec::new();
+        while self.held.front().is_some_and(|held| held.end <= len) {
+            let held = self.held.pop_front().expect("looked at it just now");
+            for slice in &held.slices {
+                self.durable.add(slice);
+                durable.push(ranges_of(slice));
+            }
+        }
+        durable
+    }
+
+    /// What no sync has covered, when the segment is given up; also what was kept back and never handed over.
+    #[must_use]
+    pub fn unsynced(&self) -> Vec<HeldRanges> {
+        let held = self.held.iter().flat_map(|held| &held.slices);
+        held.chain(self.small.iter().map(|(slice, _)| slice)).map(ranges_of).collect()
+    }
+
+    /// What it contributed as far as syncs cover it.
+    #[must_use]
+    pub fn durable_counts(&self) -> &Counts {
+        &self.durable
+    }
+
+    /// Its line in the ledger.
+    #[must_use]
+    pub fn record(&self) -> SegmentRecord {
+        SegmentRecord {
+            name: self.name.clone(),
+            category: self.key.category.clone(),
+            bucket: self.key.bucket,
+            codec: self.codec,
+            covered: self.synced,
+            records: self.durable.records,
+            closed: false,
+            torn: false,
+            agents: self.durable.agents.clone(),
+        }
+    }
+
+    fn order(&self, command: Command) {
+        // A writer that is gone has reported its failure; the lane hears of it in its own time.
+        let _ = self.writer.send(command);
+    }
+}
+
+/// An order to a writer.
+#[derive(Debug)]
+pub enum Command {
+    /// Add these bytes.
+    Write(Bytes),
+    /// Sync what was added.
+    Sync,
+    /// Sync and close.
+    Close,
+}
+
+/// What a writer reports. After `Closed` or `Failed` it reports nothing more.
+#[derive(Debug)]
+pub enum Report {
+    /// A sync covers the first so many bytes.
+    Synced(u64),
+    /// The file is closed at this length.
+    Closed(u64),
+    /// The file is given up.
+    Failed(DfsError),
+}
+
+/// Starts the writer of a segment. Reports go to `reports`, with the segment's number.
+pub fn spawn_writer(
+    dfs: Arc<dyn Dfs>,
+    path: DfsPath,
+    options: CreateOptions,
+    id: SegmentId,
+    reports: mpsc::UnboundedSender<(SegmentId, Report)>,
+) -> mpsc::UnboundedSender<Command> {
+    let (commands, orders) = mpsc::unbounded_channel();
+    let writer = tokio::spawn(run_writer(dfs, path.clone(), options, id, orders, reports.clone()));
+    tokio::spawn(async move {
+        let report = match writer.await {
+            Ok(Ok(None)) => return,
+            Ok(Ok(Some(len))) => Report::Closed(len),
+            Ok(Err(error)) => Report::Failed(error),
+            // The client of the sink can panic on errors of a pipeline; that is one failed writer, not a failed process.
+            Err(panic) => Report::Failed(DfsError::UnknownOutcome {
+                call: "write",
+                path,
+                reason: format!("the writer died: {panic}"),
+            }),
+        };
+        let _ = reports.send((id, report));
+    });
+    commands
+}
+
+async fn run_writer(
+    dfs: Arc<dyn Dfs>,
+    path: DfsPath,
+    options: CreateOptions,
+    id: SegmentId,
+    mut orders: mpsc::UnboundedReceiver<Command>,
+    reports: mpsc::UnboundedSender<(SegmentId, Report)>,
+) -> Result<Option<u64>, DfsError> {
+    let mut writer = dfs.create(&path, options).await?;
+    let mut len = 0;
+    while let Some(order) = orders.recv().await {
+        match order {
+            Command::Write(bytes) => {
+                len += bytes.len() as u64;
+                writer.write(bytes).await?;
+            }
+            Command::Sync => {
+                writer.sync().await?;
+                let _ = reports.send((id, Report::Synced(len)));
+            }
+            Command::Close => {
+                let closed = writer.close().await?;
+                if closed != len {
+                    return Err(DfsError::UnknownOutcome {
+                        call: "close",
+                        path,
+                        reason: format!("{len} bytes were written and the file has {closed}"),
+                    });
+                }
+                return Ok(Some(len));
+            }
+        }
+    }
+    // The lane is gone: the process is ending, and the next owner recovers the file.
+    Ok(None)
+}

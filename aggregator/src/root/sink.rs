@@ -1,0 +1,531 @@
+//! The steps that a lane's owner takes on the sink besides writing segments: ledger entries, joins, seals, publishing.
+//!
+//! Every step can be taken again after a crash at any point or an unknown outcome, by this owner or the next one: it looks
+//! at what is there first. Whatever becomes visible is made in the lane's directory under a temporary name, synced,
+//! closed, its length checked, and then renamed out, which an owner that was fenced can't do.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tributary_common::bucket::Bucket;
+use tributary_common::frame::{FrameError, FrameHeader, Peek};
+use tributary_common::ids::{CategoryName, LaneCount, LaneId};
+
+use super::hours::{LATE_DIR, MANIFEST_FILE, Manifest, TEMP_PREFIX, plan_files, seal_file};
+use super::ledger::{AgentCount, Entry, HourKey, LateMove, Seal, SealedFile, SegmentRecord};
+use crate::dfs::{CreateOptions, Dfs, DfsError, DfsPath, recover_until_closed};
+
+/// How much of a file is read at once.
+const READ_BYTES: usize = 4 << 20;
+
+/// The pause between tries of a call that failed for a reason that passes.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+
+/// What a lane's owner needs for its steps.
+#[derive(Clone)]
+pub struct LaneSink {
+    /// The file system.
+    pub dfs: Arc<dyn Dfs>,
+    /// The lane's directory, with this owner's epoch in its name.
+    pub dir: DfsPath,
+    /// The lane.
+    pub lane: LaneId,
+    /// How many lanes there are.
+    pub lanes: LaneCount,
+    /// How new files are made.
+    pub create: CreateOptions,
+    /// The name of the empty file that says that an hour is complete.
+    pub success_file: String,
+}
+
+/// The frames found in a file.
+#[derive(Debug)]
+pub struct Scan {
+    /// Their headers, in order.
+    pub frames: Vec<FrameHeader>,
+    /// Where the last whole frame ends.
+    pub end: u64,
+    /// What is wrong behind it, if there are more bytes.
+    pub torn: Option<FrameError>,
+}
+
+/// Reads the frames of a file of `len` bytes from `from` on, bodies checked against their checksums, to the first that is not
+/// whole.
+///
+/// # Errors
+/// When the file can't be read.
+pub async fn scan(dfs: &dyn Dfs, path: &DfsPath, from: u64, len: u64) -> Result<Scan, DfsError> {
+    let mut scan = Scan { frames: Vec::new(), end: from, torn: None };
+    let mut chunk = Bytes::new();
+    let mut want = READ_BYTES;
+    while scan.end < len {
+        if chunk.len() < want {
+            let rest = usize::try_from(len - scan.end).unwrap_or(usize::MAX);
+            chunk = dfs.read(path, scan.end, want.max(READ_BYTES).min(rest)).await?;
+            if chunk.len() < want && chunk.len() < rest {
+                // The file is shorter than it was said to be.
+                scan.torn = Some(FrameError::Truncated { have: chunk.len() as u64, want: want as u64 });
+                return Ok(scan);
+            }
+        }
+        let left = len - scan.end;
+        let needed = match FrameHeader::peek(&chunk) {
+            Ok(Peek::Header(header)) if (header.frame_len as usize) <= chunk.len() => {
+                let frame_len = header.frame_len as usize;
+                match FrameHeader::verify(&chunk[..frame_len]) {
+                    Ok(header) => scan.frames.push(header),
+                    Err(error) => {
+                        scan.torn = Some(error);
+                        return Ok(scan);
+                    }
+                }
+                scan.end += frame_len as u64;
+                let _ = chunk.split_to(frame_len);
+                want = 1;
+                continue;
+            }
+            Ok(Peek::Header(header)) => u64::from(header.frame_len),
+            Ok(Peek::Need(bytes)) => bytes as u64,
+            Err(error) => {
+                scan.torn = Some(error);
+                return Ok(scan);
+            }
+        };
+        if needed > left {
+            scan.torn = Some(FrameError::Truncated { have: left, want: needed });
+            return Ok(scan);
+        }
+        want = needed as usize;
+    }
+    Ok(scan)
+}
+
+/// The directory of all lanes.
+#[must_use]
+pub fn lanes_dir() -> DfsPath {
+    DfsPath::base().join("_tributary/lanes")
+}
+
+/// Where an hour's directory stands, visible and hidden, and the directory that holds both.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HourDirs {
+    /// What holds the hour's directory.
+    pub parent: DfsPath,
+    /// The directory that readers see.
+    pub visible: DfsPath,
+    /// The same before it is published.
+    pub hidden: DfsPath,
+}
+
+impl HourDirs {
+    /// The directories of a bucket of a category.
+    #[must_use]
+    pub fn new(category: &CategoryName, bucket: Bucket) -> Self {
+        let category = DfsPath::base().join(category.as_str());
+        let parent = bucket.parent_dir().map_or_else(|| category.clone(), |dir| category.join(dir));
+        Self { visible: parent.join(bucket.dir_name()), hidden: parent.join(bucket.hidden_dir_name()), parent }
+    }
+}
+
+/// Repeats a step until it is done or fails for good. Errors that pass (no connection, safe mode, an outcome that is not
+/// known) are waited out; the step looks at what is there when it is taken again.
+macro_rules! persist {
+    ($what:literal, $step:expr) => {{
+        let mut reported = false;
+        loop {
+            let result: Result<_, DfsError> = async { $step }.await;
+            match result {
+                Err(error) if error.is_transient() => {
+                    if !reported {
+                        tracing::warn!(step = $what, %error, "the sink is not available; trying until it is");
+                        reported = true;
+                    }
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                }
+                other => break other,
+            }
+        }
+    }};
+}
+
+impl LaneSink {
+    fn temp(&self, name: &str) -> DfsPath {
+        self.dir.join(format!("{TEMP_PREFIX}{name}"))
+    }
+
+    /// A temporary name for something of an hour: jobs for several hours run at the same time.
+    fn temp_of(&self, key: &HourKey, what: &str) -> DfsPath {
+        self.temp(&format!("{}.{}.{what}", key.category, key.bucket.file_label()))
+    }
+
+    /// Whether this owner has lost the lane: its directory is not there under its name.
+    ///
+    /// # Errors
+    /// When the sink doesn't say.
+    pub async fn is_fenced(&self) -> Result<bool, DfsError> {
+        Ok(self.dfs.stat(&self.dir).await?.is_none())
+    }
+
+    /// Makes a whole file in the lane's directory; whatever was there under that name goes.
+    async fn make(&self, path: &DfsPath, chunks: &[Bytes]) -> Result<(), DfsError> {
+        persist!("make a file", {
+            if self.dfs.stat(path).await?.is_some() {
+                self.dfs.delete(path).await?;
+            }
+            let mut writer = self.dfs.create(path, self.create).await?;
+            let mut len = 0;
+            for chunk in chunks {
+                len += chunk.len() as u64;
+                writer.write(chunk.clone()).await?;
+            }
+            writer.sync().await?;
+            writer.close().await?;
+            self.check_len(path, len).await
+        })
+    }
+
+    async fn check_len(&self, path: &DfsPath, len: u64) -> Result<(), DfsError> {
+        match self.dfs.stat(path).await? {
+            Some(status) if status.len == len => Ok(()),
+            status => Err(DfsError::UnknownOutcome {
+                call: "close",
+                path: path.clone(),
+                reason: format!("{len} bytes were written, and the file has {:?}", status.map(|status| status.len)),
+            }),
+        }
+    }
+
+    /// Moves `from` to `to`. Done when `to` is there and `from` is not, whoever did it.
+    async fn settle(&self, from: &DfsPath, to: &DfsPath) -> Result<(), DfsError> {
+        persist!(
+            "rename",
+            match self.dfs.rename(from, to).await {
+                Ok(()) => Ok(()),
+                Err(error) => {
+                    let moved = self.dfs.stat(from).await?.is_none() && self.dfs.stat(to).await?.is_some();
+                    if moved { Ok(()) } else { Err(error) }
+                }
+            }
+        )
+    }
+
+    /// Moves a file that any owner would make the same way: if one is there already, this one goes.
+    async fn settle_same(&self, from: &DfsPath, to: &DfsPath) -> Result<(), DfsError> {
+        match self.settle(from, to).await {
+            Err(DfsError::Exists { .. }) => persist!("delete", self.dfs.delete(from).await),
+            other => other,
+        }
+    }
+
+    /// Writes a ledger entry and returns when it is seen under its name. The result is how far the sink's clock is ahead of
+    /// `now_ms` (by the file's modification time), in milliseconds.
+    ///
+    /// # Errors
+    /// When it can't be written, because this owner lost the lane or for another reason that doesn't pass.
+    pub async fn write_entry(&self, entry: &Entry) -> Result<i64, DfsError> {
+        let name = Entry::file_name(entry.number);
+        let temp = self.temp(&name);
+        self.make(&temp, &[entry.encode().into()]).await?;
+        let path = self.dir.join(&name);
+        self.settle(&temp, &path).await?;
+        let status = persist!("look at the ledger", self.dfs.stat(&path).await)?;
+        let status = status.ok_or(DfsError::NotFound { path })?;
+        Ok(status.modified_ms - entry.written_ms)
+    }
+
+    /// Deletes ledger entries that a snapshot made superfluous: those below `before`.
+    ///
+    /// # Errors
+    /// When the sink refuses; they do no harm.
+    pub async fn drop_entries(&self, before: u64) -> Result<(), DfsError> {
+        for entry in self.dfs.list(&self.dir).await?.unwrap_or_default() {
+            if Entry::number_of(&entry.name).is_some_and(|number| number < before) {
+                self.dfs.delete(&self.dir.join(&entry.name)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Prepares an hour's seal out of its closed segments: makes the joins. None when the hour is published already, so that
+    /// all of this is late.
+    ///
+    /// # Errors
+    /// When a join can't be made.
+    pub async fn prepare_seal(
+        &self,
+        key: &HourKey,
+        segments: &[SegmentRecord],
+        roll_size: u64,
+        join_number: impl FnMut() -> u64 + Send,
+    ) -> Result<Option<Seal>, DfsError> {
+        let dirs = HourDirs::new(&key.category, key.bucket);
+        if persist!("look for the hour", self.dfs.stat(&dirs.visible).await)?.is_some() {
+            return Ok(None);
+        }
+        let moves = self.prepare_files(segments, roll_size, join_number).await?;
+        let mut seal = Seal {
+            version: super::hours::FORM_VERSION,
+            lane: self.lane,
+            category: key.category.clone(),
+            bucket_start_s: key.bucket.start_s(),
+            bucket_size_s: key.bucket.size().seconds(),
+            files: Vec::new(),
+            inputs: Vec::new(),
+            agents: std::collections::BTreeMap::new(),
+        };
+        for one in moves {
+            seal.files.extend(one.file);
+            seal.inputs.extend(one.inputs);
+            for (agent, count) in one.agents {
+                seal.agents.entry(agent).or_insert_with(AgentCount::default).add(count);
+            }
+        }
+        Ok(Some(seal))
+    }
+
+    /// Prepares late files: as for a seal, each file for itself.
+    ///
+    /// # Errors
+    /// When a join can't be made.
+    pub async fn prepare_late(
+        &self,
+        segments: &[SegmentRecord],
+        roll_size: u64,
+        join_number: impl FnMut() -> u64 + Send,
+    ) -> Result<Vec<LateMove>, DfsError> {
+        self.prepare_files(segments, roll_size, join_number).await
+    }
+
+    async fn prepare_files(
+        &self,
+        segments: &[SegmentRecord],
+        roll_size: u64,
+        mut join_number: impl FnMut() -> u64 + Send,
+    ) -> Result<Vec<LateMove>, DfsError> {
+        let plan = plan_files(segments, roll_size);
+        let mut moves = Vec::new();
+        for segment in plan.whole {
+            let file = SealedFile {
+                source: segment.name.clone(),
+                name: segment.name,
+                bytes: segment.covered,
+                records: segment.records,
+            };
+            moves.push(LateMove { file: Some(file), inputs: Vec::new(), agents: segment.agents });
+        }
+        for join in plan.joins {
+            let mut agents = std::collections::BTreeMap::new();
+            for (agent, count) in join.inputs.iter().flat_map(|input| &input.agents) {
+                agents.entry(agent.clone()).or_insert_with(AgentCount::default).add(*count);
+            }
+            let first = join.inputs.first().expect("a join has inputs");
+            let source = super::hours::join_file(join_number(), first.codec);
+            let file = SealedFile {
+                source: source.clone(),
+                // The name of its first input, which is deleted, so no other file can have it.
+                name: first.name.clone(),
+                bytes: join.inputs.iter().map(|input| input.covered).sum(),
+                records: join.inputs.iter().map(|input| input.records).sum(),
+            };
+            self.join(&self.dir.join(&source), &join.inputs).await?;
+            let inputs = join.inputs.into_iter().map(|input| input.name).collect();
+            moves.push(LateMove { file: Some(file), inputs, agents });
+        }
+        if !plan.empty.is_empty() {
+            moves.push(LateMove { file: None, inputs: plan.empty, agents: std::collections::BTreeMap::new() });
+        }
+        Ok(moves)
+    }
+
+    async fn join(&self, path: &DfsPath, inputs: &[SegmentRecord]) -> Result<(), DfsError> {
+        persist!("join segments", {
+            if self.dfs.stat(path).await?.is_some() {
+                self.dfs.delete(path).await?;
+            }
+            let mut writer = self.dfs.create(path, self.create).await?;
+            let mut len = 0;
+            for input in inputs {
+                let source = self.dir.join(&input.name);
+                let mut at = 0;
+                while at < input.covered {
+                    let want = usize::try_from(input.covered - at).unwrap_or(usize::MAX).min(READ_BYTES);
+                    let bytes = self.dfs.read(&source, at, want).await?;
+                    if bytes.is_empty() {
+                        let reason = format!("it has {at} bytes; the ledger says {}", input.covered);
+                        return Err(DfsError::Refused { call: "join", path: source, reason });
+                    }
+                    at += bytes.len() as u64;
+                    writer.write(bytes).await?;
+                }
+                len += at;
+            }
+            writer.sync().await?;
+            writer.close().await?;
+            self.check_len(path, len).await
+        })
+    }
+
+    /// Makes the hour's hidden directory, with the place for late files in it, unless the hour has a directory already.
+    async fn make_hour(&self, key: &HourKey, dirs: &HourDirs, target: &DfsPath) -> Result<(), DfsError> {
+        let temp = self.temp_of(key, "dir");
+        let done = persist!("make the hour's directory", {
+            for dir in [&dirs.visible, &dirs.hidden] {
+                if self.dfs.stat(dir).await?.is_some() {
+                    return Ok(true);
+                }
+            }
+            self.dfs.delete(&temp).await?;
+            self.dfs.mkdir_all(&dirs.parent).await?;
+            self.dfs.mkdir(&temp).await?;
+            self.dfs.mkdir(&temp.join(LATE_DIR)).await?;
+            Ok(false)
+        })?;
+        if done { Ok(()) } else { self.settle_same(&temp, target).await }
+    }
+
+    /// Carries out an announced seal: moves the files into the hour's hidden directory, then the seal itself, and deletes what
+    /// went into joins.
+    ///
+    /// # Errors
+    /// When a step fails for good.
+    pub async fn execute_seal(&self, key: &HourKey, seal: &Seal) -> Result<(), DfsError> {
+        let dirs = HourDirs::new(&key.category, key.bucket);
+        self.make_hour(key, &dirs, &dirs.hidden).await?;
+        let published = persist!("look for the hour", self.dfs.stat(&dirs.visible).await)?.is_some();
+        // An hour is published only when every lane's seal is in it, and the seal goes in last.
+        if !published {
+            for file in &seal.files {
+                self.settle(&self.dir.join(&file.source), &dirs.hidden.join(&file.name)).await?;
+            }
+            let name = seal_file(self.lane);
+            let temp = self.temp_of(key, &name);
+            let json = serde_json::to_vec_pretty(seal).expect("a seal is plain data");
+            self.make(&temp, &[json.into()]).await?;
+            self.settle_same(&temp, &dirs.hidden.join(&name)).await?;
+        }
+        self.delete_inputs(&seal.inputs).await
+    }
+
+    async fn delete_inputs(&self, inputs: &[String]) -> Result<(), DfsError> {
+        for input in inputs {
+            let path = self.dir.join(input);
+            persist!("delete the inputs of a join", self.dfs.delete(&path).await)?;
+        }
+        Ok(())
+    }
+
+    /// Publishes an hour when the seals of all lanes are there: manifest, success file, and the rename that makes it visible.
+    /// Returns whether the hour is published.
+    ///
+    /// # Errors
+    /// When a step fails for good, or a seal can't be read.
+    pub async fn publish(&self, key: &HourKey) -> Result<bool, DfsError> {
+        let dirs = HourDirs::new(&key.category, key.bucket);
+        if persist!("look for the hour", self.dfs.stat(&dirs.visible).await)?.is_some() {
+            return Ok(true);
+        }
+        let mut seals = Vec::new();
+        for lane in self.lanes.lanes() {
+            let path = dirs.hidden.join(seal_file(lane));
+            match persist!("read a seal", self.read_whole(&path).await) {
+                Ok(bytes) => {
+                    let seal: Seal = serde_json::from_slice(&bytes).map_err(|error| DfsError::Refused {
+                        call: "publish",
+                        path: path.clone(),
+                        reason: format!("the seal can't be read: {error}; the hour stays hidden until it can"),
+                    })?;
+                    seals.push(seal);
+                }
+                Err(DfsError::NotFound { .. }) => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        let manifest = serde_json::to_vec_pretty(&Manifest::of(key, &seals)).expect("a manifest is plain data");
+        for (name, bytes) in [(MANIFEST_FILE, Bytes::from(manifest)), (&self.success_file, Bytes::new())] {
+            let temp = self.temp_of(key, name);
+            self.make(&temp, &[bytes]).await?;
+            self.settle_same(&temp, &dirs.hidden.join(name)).await?;
+        }
+        self.settle(&dirs.hidden, &dirs.visible).await?;
+        Ok(true)
+    }
+
+    /// Whether the hour can be seen by readers.
+    ///
+    /// # Errors
+    /// When the sink doesn't say.
+    pub async fn is_published(&self, key: &HourKey) -> Result<bool, DfsError> {
+        let dirs = HourDirs::new(&key.category, key.bucket);
+        Ok(self.dfs.stat(&dirs.visible).await?.is_some())
+    }
+
+    /// Carries out announced moves of late files: each goes beside the published hour, with a manifest of its own.
+    ///
+    /// # Errors
+    /// When a step fails for good.
+    pub async fn execute_late(&self, key: &HourKey, moves: &[LateMove]) -> Result<(), DfsError> {
+        let dirs = HourDirs::new(&key.category, key.bucket);
+        // Retention may have removed the hour; what comes later still has its place.
+        self.make_hour(key, &dirs, &dirs.visible).await?;
+        let late = dirs.visible.join(LATE_DIR);
+        persist!("make the directory of late files", self.dfs.mkdir_all(&late).await)?;
+        for one in moves {
+            if let Some(file) = &one.file {
+                let seal = Seal {
+                    version: super::hours::FORM_VERSION,
+                    lane: self.lane,
+                    category: key.category.clone(),
+                    bucket_start_s: key.bucket.start_s(),
+                    bucket_size_s: key.bucket.size().seconds(),
+                    files: vec![file.clone()],
+                    inputs: Vec::new(),
+                    agents: one.agents.clone(),
+                };
+                let manifest = Manifest::of(key, std::slice::from_ref(&seal));
+                let json = serde_json::to_vec_pretty(&manifest).expect("a manifest is plain data");
+                // Readers of the directory skip names that begin with `_`.
+                let name = format!("_{}.manifest.json", file.name);
+                let temp = self.temp(&name);
+                self.make(&temp, &[json.into()]).await?;
+                self.settle_same(&temp, &late.join(&name)).await?;
+                self.settle(&self.dir.join(&file.source), &late.join(&file.name)).await?;
+            }
+            self.delete_inputs(&one.inputs).await?;
+        }
+        Ok(())
+    }
+
+    async fn read_whole(&self, path: &DfsPath) -> Result<Bytes, DfsError> {
+        read_whole(&*self.dfs, path).await
+    }
+
+    /// Recovers a segment that this owner gave up, and reads what is behind `synced`. None when there is no file.
+    ///
+    /// # Errors
+    /// When the sink refuses for good.
+    pub async fn read_back(&self, name: &str, synced: u64) -> Result<Option<(Scan, u64)>, DfsError> {
+        let path = self.dir.join(name);
+        let Some(len) = recover_until_closed(&*self.dfs, &path).await? else {
+            return Ok(None);
+        };
+        let scan = persist!("read a segment back", scan(&*self.dfs, &path, synced, len).await)?;
+        Ok(Some((scan, len)))
+    }
+}
+
+/// Reads a file to its end.
+///
+/// # Errors
+/// When it is not there or can't be read.
+pub async fn read_whole(dfs: &dyn Dfs, path: &DfsPath) -> Result<Bytes, DfsError> {
+    let status = dfs.stat(path).await?.ok_or_else(|| DfsError::NotFound { path: path.clone() })?;
+    let len = usize::try_from(status.len).unwrap_or(usize::MAX);
+    let bytes = dfs.read(path, 0, len).await?;
+    if bytes.len() == len {
+        Ok(bytes)
+    } else {
+        let reason = format!("{} of {len} bytes could be read", bytes.len());
+        Err(DfsError::Unavailable { call: "read", path: path.clone(), reason })
+    }
+}
