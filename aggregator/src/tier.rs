@@ -48,7 +48,7 @@ pub trait Tier: Send + Sync + 'static {
     async fn positions(&self, query: PositionsQuery) -> Result<Vec<Answer>, Overloaded>;
 
     /// All that an operator may want to see, as JSON.
-    fn status(&self) -> serde_json::Value;
+    async fn status(&self) -> serde_json::Value;
 
     /// Whether it can serve; if not, why.
     ///
@@ -67,8 +67,8 @@ impl<T: Tier + ?Sized> Tier for Arc<T> {
         (**self).positions(query).await
     }
 
-    fn status(&self) -> serde_json::Value {
-        (**self).status()
+    async fn status(&self) -> serde_json::Value {
+        (**self).status().await
     }
 
     fn ready(&self) -> Result<(), String> {

@@ -128,7 +128,7 @@ impl<T: Tier> Receiver<T> {
             (&Method::POST, BATCHES_PATH) => self.batches(request).await,
             (&Method::POST, POSITIONS_PATH) => self.positions(request).await,
             (&Method::GET, CATEGORIES_PATH) => Ok(json(StatusCode::OK, &self.categories)),
-            (&Method::GET, STATUS_PATH) => Ok(json(StatusCode::OK, &self.tier.status())),
+            (&Method::GET, STATUS_PATH) => Ok(json(StatusCode::OK, &self.tier.status().await)),
             (_, BATCHES_PATH | POSITIONS_PATH) => return method_not_allowed("POST"),
             (_, CATEGORIES_PATH | STATUS_PATH) => return method_not_allowed("GET"),
             _ => Err(Rejected::new(

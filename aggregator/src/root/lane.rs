@@ -829,7 +829,7 @@ impl Lane {
 
     /// Starts what can be started for hours that are over, or that have late data.
     fn advance_hours(&mut self) {
-        if !self.clock_ahead_ms.is_some_and(|ahead| ahead.abs() <= MAX_CLOCK_DIFFERENCE_MS) {
+        if self.clock_ahead_ms.is_none_or(|ahead| ahead.abs() > MAX_CLOCK_DIFFERENCE_MS) {
             return;
         }
         self.execute_announced();

@@ -4,6 +4,7 @@
 //! at what is there first. Whatever becomes visible is made in the lane's directory under a temporary name, synced,
 //! closed, its length checked, and then renamed out, which an owner that was fenced can't do.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -272,13 +273,13 @@ impl LaneSink {
             bucket_size_s: key.bucket.size().seconds(),
             files: Vec::new(),
             inputs: Vec::new(),
-            agents: std::collections::BTreeMap::new(),
+            agents: BTreeMap::new(),
         };
         for one in moves {
             seal.files.extend(one.file);
             seal.inputs.extend(one.inputs);
             for (agent, count) in one.agents {
-                seal.agents.entry(agent).or_insert_with(AgentCount::default).add(count);
+                seal.agents.entry(agent).or_default().add(count);
             }
         }
         Ok(Some(seal))
@@ -315,9 +316,9 @@ impl LaneSink {
             moves.push(LateMove { file: Some(file), inputs: Vec::new(), agents: segment.agents });
         }
         for join in plan.joins {
-            let mut agents = std::collections::BTreeMap::new();
+            let mut agents: BTreeMap<_, AgentCount> = BTreeMap::new();
             for (agent, count) in join.inputs.iter().flat_map(|input| &input.agents) {
-                agents.entry(agent.clone()).or_insert_with(AgentCount::default).add(*count);
+                agents.entry(agent.clone()).or_default().add(*count);
             }
             let first = join.inputs.first().expect("a join has inputs");
             let source = super::hours::join_file(join_number(), first.codec);
@@ -333,7 +334,7 @@ impl LaneSink {
             moves.push(LateMove { file: Some(file), inputs, agents });
         }
         if !plan.empty.is_empty() {
-            moves.push(LateMove { file: None, inputs: plan.empty, agents: std::collections::BTreeMap::new() });
+            moves.push(LateMove { file: None, inputs: plan.empty, agents: BTreeMap::new() });
         }
         Ok(moves)
     }
