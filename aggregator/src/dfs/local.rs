@@ -2,12 +2,20 @@
 //!
 //! A local file system can't fence: whoever has a file open can go on writing to it, whatever its directory is called
 //! now. Exclusion therefore rests on a lock (`flock`) that the owner of a lane holds for the life of its process and
-//! that the kernel gives back when the process dies. With it, a file that was left open was left by a dead process:
-//! it is closed.
+//! that the kernel gives back when the process dies, also when it is only stopped. With it, a file that was left open was
+//! left by a dead process: it is closed.
+//!
+//! Behind the lock stands a second line, for a lock that somebody removed by hand: a writer answers a sync or close only
+//! if, after its bytes were on disk, its file was still under the name under which it was made. So what was answered as
+//! durable was in the file before its directory was renamed, and the new owner reads it; what a writer adds afterwards it
+//! is never told to be durable.
+//!
+//! After a failed `fsync` the kernel may have dropped the pages and marked them clean: a second `fsync` would answer OK.
+//! So a writer with an error is of no use any more, and what it left is read back from disk.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{self, BufWriter, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
@@ -54,7 +62,10 @@ impl LocalDfs {
     ) -> Result<T, DfsError> {
         let full = self.path(path);
         match tokio::task::spawn_blocking(move || work(full)).await {
-            Ok(result) => result.map_err(|error| classify(call, path, &error)),
+            Ok(result) => result.map_err(|error| match call {
+                "create" | "mkdir" => missing(call, path, &self.path(path), &error),
+                _ => classify(call, path, &error),
+            }),
             Err(panic) => {
                 Err(DfsError::UnknownOutcome { call, path: path.clone(), reason: format!("the call died: {panic}") })
             }
@@ -67,9 +78,13 @@ fn classify(call: &'static str, path: &DfsPath, error: &io::Error) -> DfsError {
     match error.kind() {
         ErrorKind::NotFound => DfsError::NotFound { path },
         ErrorKind::AlreadyExists | ErrorKind::DirectoryNotEmpty => DfsError::Exists { path },
-        ErrorKind::PermissionDenied | ErrorKind::NotADirectory | ErrorKind::IsADirectory | ErrorKind::InvalidInput => {
-            DfsError::Refused { call, path, reason }
-        }
+        ErrorKind::PermissionDenied
+        | ErrorKind::NotADirectory
+        | ErrorKind::IsADirectory
+        | ErrorKind::InvalidInput
+        | ErrorKind::InvalidFilename
+        | ErrorKind::CrossesDevices
+        | ErrorKind::Unsupported => DfsError::Refused { call, path, reason },
         // A full disk, a lack of descriptors, a failing device: an operator may mend it while this waits.
         _ => DfsError::Unavailable { call, path, reason },
     }
@@ -82,6 +97,27 @@ fn status(metadata: &fs::Metadata) -> io::Result<FileStatus> {
         is_dir: metadata.is_dir(),
         modified_ms: i64::try_from(modified.as_millis()).unwrap_or(i64::MAX),
     })
+}
+
+/// Whether `path` leads to the file that is open as `file`.
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let opened = file.metadata()?;
+    match fs::symlink_metadata(path) {
+        Ok(named) => Ok((named.dev(), named.ino()) == (opened.dev(), opened.ino())),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// What is missing when a call on `path` found nothing: its directory, where that is not there.
+fn missing(call: &'static str, path: &DfsPath, full: &Path, error: &io::Error) -> DfsError {
+    if error.kind() == ErrorKind::NotFound
+        && let (Some(dir), Some(parent)) = (full.parent(), path.parent())
+        && matches!(dir.try_exists(), Ok(false))
+    {
+        return DfsError::NotFound { path: parent };
+    }
+    classify(call, path, error)
 }
 
 /// A new or moved name is durable only when its directory is.
@@ -112,6 +148,9 @@ impl Dfs for LocalDfs {
                         holder.trim()
                     )));
                 }
+                if !is_at(&file, Path::new(&name))? {
+                    return Err(io::Error::other("somebody is removing the lock file; leave it alone"));
+                }
                 file.set_len(0)?;
                 file.seek(SeekFrom::Start(0))?;
                 writeln!(file, "{}", std::process::id())?;
@@ -132,6 +171,7 @@ impl Dfs for LocalDfs {
             full,
             file: Some(file),
             buffer: Vec::new(),
+            buffered: 0,
             len: 0,
             named: false,
         }))
@@ -190,10 +230,17 @@ impl Dfs for LocalDfs {
     async fn read(&self, path: &DfsPath, offset: u64, len: usize) -> Result<Bytes, DfsError> {
         self.run("read", path, move |full| {
             let mut file = File::open(full)?;
-            file.seek(SeekFrom::Start(offset))?;
+            let metadata = file.metadata()?;
+            if metadata.is_dir() {
+                return Err(io::Error::from(ErrorKind::IsADirectory));
+            }
             // Not more room than there are bytes, however much is asked for.
-            let there = usize::try_from(file.metadata()?.len().saturating_sub(offset)).unwrap_or(usize::MAX);
-            let mut bytes = Vec::with_capacity(len.min(there));
+            let there = metadata.len().saturating_sub(offset);
+            if there == 0 {
+                return Ok(Bytes::new());
+            }
+            file.seek(SeekFrom::Start(offset))?;
+            let mut bytes = Vec::with_capacity(len.min(usize::try_from(there).unwrap_or(usize::MAX)));
             file.take(len as u64).read_to_end(&mut bytes)?;
             Ok(bytes.into())
         })
@@ -216,6 +263,11 @@ impl Dfs for LocalDfs {
                 Err(DfsError::UnknownOutcome { call: "rename", path: from.clone(), reason })
             }
             Err(DfsError::Exists { .. }) => Err(DfsError::Exists { path: to.clone() }),
+            Err(DfsError::NotFound { .. }) => {
+                let parent = to.parent().unwrap_or_default();
+                let path = if self.stat(&parent).await?.is_none() { parent } else { from.clone() };
+                Err(DfsError::NotFound { path })
+            }
             Err(error) => Err(error),
         }
     }
@@ -257,63 +309,153 @@ struct LocalWriter {
     dfs: LocalDfs,
     path: DfsPath,
     full: PathBuf,
-    /// Taken while a blocking call has it; stays away when that call fails, because after a failed sync the page cache
-    /// can't be trusted.
+    /// Taken while a blocking call has it; stays away when that call fails or is cancelled.
     file: Option<File>,
     buffer: Vec<Bytes>,
+    buffered: usize,
     len: u64,
+    /// Whether the file's name is on disk.
     named: bool,
 }
 
+/// Bytes kept before they are handed to the kernel, so that the calls are few.
+const BUFFER_BYTES: usize = 1 << 20;
+/// Pieces smaller than this are put together first.
+const SMALL_BYTES: usize = 64 << 10;
+
 impl LocalWriter {
-    async fn flush(&mut self, sync: bool) -> Result<(), DfsError> {
-        let Some(mut file) = self.file.take() else {
-            return Err(DfsError::Refused {
-                call: "write",
-                path: self.path.clone(),
-                reason: "an earlier call on the file failed".into(),
-            });
-        };
+    async fn flush(&mut self, call: &'static str, sync: bool) -> Result<(), DfsError> {
+        let refused = |reason: &str| DfsError::Refused { call, path: self.path.clone(), reason: reason.into() };
+        let Some(file) = self.file.take() else { return Err(refused("an earlier call on the file failed")) };
         let buffer = std::mem::take(&mut self.buffer);
-        let (full, named) = (self.full.clone(), self.named);
-        let file = self
+        self.buffered = 0;
+        let (full, named, len) = (self.full.clone(), self.named, self.len);
+        let done = self
             .dfs
-            .run("write", &self.path, move |_| {
+            .run(call, &self.path, move |_| {
+                let mut writer = BufWriter::with_capacity(SMALL_BYTES, file);
                 for bytes in &buffer {
-                    file.write_all(bytes)?;
+                    writer.write_all(bytes)?;
                 }
+                let file = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
                 if sync {
                     file.sync_data()?;
-                    if !named {
+                    if !named && is_at(&file, &full)? {
                         sync_parent(&full)?;
                     }
+                    if !is_at(&file, &full)? || file.metadata()?.len() != len {
+                        return Ok(None);
+                    }
                 }
-                Ok(file)
+                Ok(Some(file))
             })
-            .await?;
-        self.named |= sync;
-        self.file = Some(file);
-        Ok(())
+            .await;
+        match done {
+            Ok(Some(file)) => {
+                self.named |= sync;
+                self.file = Some(file);
+                Ok(())
+            }
+            Ok(None) => {
+                Err(refused("the file was moved or changed by somebody else: this process does not own it any more"))
+            }
+            Err(error) => Err(DfsError::UnknownOutcome { call, path: self.path.clone(), reason: error.to_string() }),
+        }
     }
 }
-
-/// Bytes kept before they are handed to the kernel: enough to make the calls few.
-const BUFFER_BYTES: usize = 1 << 20;
 
 #[async_trait]
 impl DfsWriter for LocalWriter {
     async fn write(&mut self, bytes: Bytes) -> Result<(), DfsError> {
         self.len += bytes.len() as u64;
+        self.buffered += bytes.len();
         self.buffer.push(bytes);
-        if self.buffer.iter().map(Bytes::len).sum::<usize>() >= BUFFER_BYTES { self.flush(false).await } else { Ok(()) }
+        if self.buffered >= BUFFER_BYTES { self.flush("write", false).await } else { Ok(()) }
     }
 
     async fn sync(&mut self) -> Result<(), DfsError> {
-        self.flush(true).await
+        self.flush("sync", true).await
     }
 
     async fn close(mut self: Box<Self>) -> Result<u64, DfsError> {
-        self.flush(true).await?;
+        self.flush("close", true).await?;
         Ok(self.len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dfs::conformance::{self, Place};
+
+    struct Folder(PathBuf);
+
+    #[async_trait]
+    impl Place for Folder {
+        async fn process(&self) -> Arc<dyn Dfs> {
+            Arc::new(LocalDfs::open(&self.0).expect("the folder exists"))
+        }
+
+        fn recovery_fences(&self) -> bool {
+            false
+        }
+    }
+
+    fn folder() -> (tempfile::TempDir, LocalDfs) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let dfs = LocalDfs::open(folder.path()).expect("the folder exists");
+        (folder, dfs)
+    }
+
+    fn options() -> CreateOptions {
+        CreateOptions { block_size: 1 << 20, replication: None, sync_timeout: std::time::Duration::from_secs(60) }
+    }
+
+    #[tokio::test]
+    async fn a_local_directory_keeps_what_the_trait_promises() {
+        let (folder, _) = folder();
+        conformance::run(&Folder(folder.path().to_owned())).await;
+    }
+
+    #[tokio::test]
+    async fn a_lane_has_one_owner_and_the_next_one_hears_who_it_is() {
+        let (_folder, dfs) = folder();
+        let lane = DfsPath::base().join("lane");
+        let guard = dfs.lock(&lane).await.expect("nobody has it");
+        let refused = dfs.lock(&lane).await.err().expect("it is taken");
+        assert!(matches!(&refused, DfsError::Unavailable { .. }), "{refused}");
+        assert!(refused.to_string().contains(&format!("pid {}", std::process::id())), "{refused}");
+        drop(guard);
+        dfs.lock(&lane).await.expect("it was given back");
+    }
+
+    #[tokio::test]
+    async fn many_small_writes_and_large_ones_keep_their_order() {
+        let (_folder, dfs) = folder();
+        let path = DfsPath::base().join("f");
+        let mut writer = dfs.create(&path, options()).await.expect("a new file");
+        let mut wanted = Vec::new();
+        for i in 0..3000_u32 {
+            let piece = vec![u8::try_from(i % 251).expect("small"); if i % 100 == 0 { 70_000 } else { 37 }];
+            wanted.extend_from_slice(&piece);
+            writer.write(piece.into()).await.expect("written");
+            if i % 700 == 0 {
+                writer.sync().await.expect("synced");
+            }
+        }
+        assert_eq!(writer.close().await.expect("closed"), wanted.len() as u64);
+        assert_eq!(dfs.read(&path, 0, usize::MAX).await.expect("read"), wanted);
+    }
+
+    #[tokio::test]
+    async fn a_writer_whose_file_was_replaced_is_not_told_that_it_is_safe() {
+        let (folder, dfs) = folder();
+        let path = DfsPath::base().join("f");
+        let mut writer = dfs.create(&path, options()).await.expect("a new file");
+        writer.write("x".into()).await.expect("written");
+        fs::remove_file(folder.path().join("f")).expect("removed");
+        fs::write(folder.path().join("f"), "y").expect("another file under its name");
+        assert!(matches!(writer.sync().await, Err(DfsError::Refused { .. })));
+        assert!(matches!(writer.sync().await, Err(DfsError::Refused { .. })), "and it stays so");
     }
 }

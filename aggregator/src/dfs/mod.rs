@@ -13,12 +13,125 @@
 //! can't decide is left to the caller.
 
 use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
+#[cfg(any(test, feature = "test-support"))]
+pub mod conformance;
+pub mod hdfs;
+#[cfg(any(test, feature = "test-support"))]
+pub mod hostile;
 pub mod local;
+pub mod probe;
+
+use hdfs::{HdfsDfs, HdfsSettings};
+use local::LocalDfs;
+
+/// How a file system is used, where its URI doesn't say it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct DfsOptions {
+    /// The longest that one call may take (of those to an HDFS; a local file system answers when it does).
+    pub call_timeout: Duration,
+    /// The user to be, where there is no Kerberos.
+    pub user: Option<String>,
+    /// The Kerberos principal.
+    pub kerberos_principal: Option<String>,
+    /// The principal's keytab.
+    pub kerberos_keytab: Option<String>,
+    /// The directory with Hadoop's `core-site.xml` and `hdfs-site.xml`.
+    pub hadoop_conf_dir: Option<String>,
+}
+
+impl Default for DfsOptions {
+    fn default() -> Self {
+        Self {
+            call_timeout: Duration::from_secs(20),
+            user: None,
+            kerberos_principal: None,
+            kerberos_keytab: None,
+            hadoop_conf_dir: None,
+        }
+    }
+}
+
+/// A sink can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The URI is not one.
+    #[error(
+        "the sink {uri:?}: {reason}; write hdfs://HOST:PORT/DIRECTORY, hdfs://NAMESERVICE/DIRECTORY or file:///DIRECTORY"
+    )]
+    Uri {
+        /// What was given.
+        uri: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// The directory can't be made or used.
+    #[error("the sink {uri:?}: its directory can't be made or used: {error}")]
+    Local {
+        /// What was given.
+        uri: String,
+        /// The system's own words.
+        error: std::io::Error,
+    },
+    /// The HDFS client can't be built.
+    #[error(
+        "the sink {uri:?}: the HDFS client can't be built: {reason}; check the host, hadoop_conf_dir and the Kerberos settings"
+    )]
+    Hdfs {
+        /// What was given.
+        uri: String,
+        /// The client's own words.
+        reason: String,
+    },
+}
+
+/// Opens the sink that `uri` names: `hdfs://host:port/base`, `hdfs://nameservice/base` or `file:///base`. The path is taken
+/// as it is written, without percent-decoding.
+///
+/// A local directory is made if it is missing; an HDFS is not asked anything yet, see [`probe`].
+///
+/// # Errors
+/// What is wrong with the URI or the options.
+pub async fn open_dfs(uri: &str, options: &DfsOptions) -> Result<Arc<dyn Dfs>, OpenError> {
+    let wrong = |reason| OpenError::Uri { uri: uri.to_owned(), reason };
+    let (scheme, rest) = uri.split_once("://").ok_or_else(|| wrong("it has no scheme"))?;
+    let (authority, base) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
+    let base = base.trim_end_matches('/');
+    if base.split('/').skip(1).any(|part| matches!(part, "" | "." | "..")) {
+        return Err(wrong("its path has an empty component or one of dots"));
+    }
+    match scheme {
+        "file" if !authority.is_empty() => Err(wrong("a local directory has no host: three slashes")),
+        "file" if base.is_empty() => Err(wrong("it names no directory")),
+        "file" => match LocalDfs::open(Path::new(base)) {
+            Ok(dfs) => Ok(Arc::new(dfs)),
+            Err(error) => Err(OpenError::Local { uri: uri.to_owned(), error }),
+        },
+        "hdfs" if authority.is_empty() => Err(wrong("it names no NameNode")),
+        "hdfs" => {
+            let settings = HdfsSettings {
+                authority: authority.to_owned(),
+                base: base.to_owned(),
+                call_timeout: options.call_timeout,
+                user: options.user.clone(),
+                kerberos_principal: options.kerberos_principal.clone(),
+                kerberos_keytab: options.kerberos_keytab.clone(),
+                hadoop_conf_dir: options.hadoop_conf_dir.clone(),
+            };
+            match HdfsDfs::open(settings).await {
+                Ok(dfs) => Ok(Arc::new(dfs)),
+                Err(error) => Err(OpenError::Hdfs { uri: uri.to_owned(), reason: error.to_string() }),
+            }
+        }
+        _ => Err(wrong("its scheme is not known")),
+    }
+}
 
 /// A path below the base of a [`Dfs`]: components joined by `/`, none of them empty, `.` or `..`; empty for the base itself.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -220,13 +333,17 @@ pub trait Dfs: Send + Sync {
     /// Makes a new file, in a directory that exists.
     ///
     /// # Errors
-    /// [`DfsError::Exists`] when it is there or being written, [`DfsError::NotFound`] when its directory is not.
+    /// [`DfsError::Exists`] when it is there or being written, [`DfsError::NotFound`] (with the directory's path) when its
+    /// directory is not, [`DfsError::UnknownOutcome`] when an empty file may be there now or later that nobody writes.
     async fn create(&self, path: &DfsPath, options: CreateOptions) -> Result<Box<dyn DfsWriter>, DfsError>;
 
     /// Makes one directory, in a directory that exists.
     ///
+    /// Of two callers at once both may be told that they made it (HDFS doesn't tell them apart), so it excludes nobody.
+    ///
     /// # Errors
-    /// [`DfsError::Exists`] when something is there, [`DfsError::NotFound`] when its directory is not.
+    /// [`DfsError::Exists`] when something is there, [`DfsError::NotFound`] (with the directory's path) when its directory is
+    /// not.
     async fn mkdir(&self, path: &DfsPath) -> Result<(), DfsError>;
 
     /// Makes a directory and all that lead to it. Fine when it exists.
@@ -244,24 +361,28 @@ pub trait Dfs: Send + Sync {
     /// The entries of a directory in the order of their names; none if it is not there.
     ///
     /// # Errors
-    /// When the file system doesn't say.
+    /// [`DfsError::Refused`] when it is a file, or when the file system doesn't say.
     async fn list(&self, dir: &DfsPath) -> Result<Option<Vec<DirEntry>>, DfsError>;
 
-    /// Up to `len` bytes from `offset`: fewer only at the file's end.
+    /// Up to `len` bytes from `offset`: fewer only at the file's end. Of a file that is being written, its end is somewhere
+    /// before the last sync.
     ///
     /// # Errors
-    /// [`DfsError::NotFound`], or when they can't be read.
+    /// [`DfsError::NotFound`], [`DfsError::Refused`] when it is a directory, or when they can't be read.
     async fn read(&self, path: &DfsPath, offset: u64, len: usize) -> Result<Bytes, DfsError>;
 
     /// Moves a file or a directory. Never replaces anything. An error of which a look can tell that the move was done or was
     /// not done is reported as that.
     ///
     /// # Errors
-    /// [`DfsError::NotFound`] when the source (or the destination's directory) is not there, [`DfsError::Exists`] when
-    /// the destination is, [`DfsError::UnknownOutcome`] when nobody knows.
+    /// [`DfsError::NotFound`] with the path of what is missing, the source or the destination's directory;
+    /// [`DfsError::Exists`] when the destination is there, [`DfsError::UnknownOutcome`] when nobody knows: it may be done
+    /// later.
     async fn rename(&self, from: &DfsPath, to: &DfsPath) -> Result<(), DfsError>;
 
     /// Deletes a file, or a directory with all in it. Fine when nothing is there.
+    ///
+    /// After an unknown outcome it may be done later: don't make anything under that name again.
     ///
     /// # Errors
     /// When it can't be deleted or nobody knows.
@@ -278,6 +399,33 @@ pub trait Dfs: Send + Sync {
     /// # Errors
     /// When it can't be done.
     async fn set_replication(&self, path: &DfsPath, replication: u16) -> Result<(), DfsError>;
+}
+
+/// What a look at both sides tells about a rename without an answer: `unknown` is the error if it tells nothing.
+///
+/// `to` there and `from` gone counts as done, whoever did it.
+async fn look_after_rename(dfs: &dyn Dfs, from: &DfsPath, to: &DfsPath, unknown: DfsError) -> Result<(), DfsError> {
+    let (Ok(source), Ok(target)) = (dfs.stat(from).await, dfs.stat(to).await) else { return Err(unknown) };
+    match (source.is_some(), target.is_some()) {
+        (false, true) => Ok(()),
+        (false, false) => Err(DfsError::NotFound { path: from.clone() }),
+        // Perhaps it was done between the two looks.
+        (true, true) => match dfs.stat(from).await {
+            Ok(None) => Ok(()),
+            Ok(Some(_)) => Err(DfsError::Exists { path: to.clone() }),
+            Err(_) => Err(unknown),
+        },
+        // It may still be under way.
+        (true, false) => Err(unknown),
+    }
+}
+
+/// What a look tells about a deletion without an answer.
+async fn look_after_delete(dfs: &dyn Dfs, path: &DfsPath, unknown: DfsError) -> Result<(), DfsError> {
+    match dfs.stat(path).await {
+        Ok(None) => Ok(()),
+        _ => Err(unknown),
+    }
 }
 
 /// The pauses between attempts to recover a file; the last one repeats. Asking faster restarts a recovery on HDFS.
@@ -307,5 +455,52 @@ pub async fn recover_until_closed(dfs: &dyn Dfs, path: &DfsPath) -> Result<Optio
         if let Some(pause) = pauses.next() {
             tokio::time::sleep(*pause).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_uri_that_names_no_sink_is_refused_with_what_to_write() {
+        for uri in [
+            "/srv/logs",
+            "s3://bucket/logs",
+            "file://srv/logs",
+            "file:///",
+            "hdfs:///logs",
+            "hdfs://nn:8020/logs/../other",
+            "hdfs://nn:8020//logs",
+        ] {
+            let error = open_dfs(uri, &DfsOptions::default()).await.err().expect("it is not one");
+            assert!(matches!(error, OpenError::Uri { .. }), "{uri}: {error}");
+            assert!(error.to_string().contains("hdfs://HOST:PORT/DIRECTORY"), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_sink_says_its_own_name() {
+        for (uri, name) in [
+            ("hdfs://nn:8020/logs/", "hdfs://nn:8020/logs"),
+            ("hdfs://nn:8020/a/b", "hdfs://nn:8020/a/b"),
+            ("hdfs://nn:8020", "hdfs://nn:8020/"),
+        ] {
+            let dfs = open_dfs(uri, &DfsOptions::default()).await.expect("nothing is asked yet");
+            assert_eq!(dfs.describe(), name);
+        }
+        let folder = tempfile::tempdir().expect("a folder");
+        let uri = format!("file://{}/new/er", folder.path().canonicalize().expect("there").display());
+        assert_eq!(open_dfs(&uri, &DfsOptions::default()).await.expect("it is made").describe(), uri);
+    }
+
+    #[tokio::test]
+    async fn a_nameservice_that_nobody_knows_is_named() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let dir = folder.path().to_str().expect("text").to_owned();
+        let options = DfsOptions { hadoop_conf_dir: Some(dir), ..DfsOptions::default() };
+        let error = open_dfs("hdfs://nowhere/logs", &options).await.err().expect("no configuration has it");
+        assert!(matches!(&error, OpenError::Hdfs { .. }), "{error}");
+        assert!(error.to_string().contains("nowhere") && error.to_string().contains("hadoop_conf_dir"), "{error}");
     }
 }
