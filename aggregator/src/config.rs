@@ -262,4 +262,68 @@ address = "10.0.0.21:7800"
         let shown = NodeConfig::load(&file).expect_err("no topology").to_string();
         assert!(shown.contains("nowhere.toml") && shown.contains("can't be read"), "{shown}");
     }
+
+    /// A file of the directory `deploy`.
+    fn deployed(name: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(name)
+    }
+
+    #[test]
+    fn the_examples_are_good_files() {
+        let directory = std::fs::read_dir(deployed("")).expect("it is there");
+        let mut seen = 0;
+        for entry in directory {
+            let path = entry.expect("an entry").path();
+            let name = path.file_name().and_then(|name| name.to_str()).expect("a name").to_owned();
+            if !name.ends_with(".toml") || name.starts_with("agent") {
+                continue;
+            }
+            seen += 1;
+            let checked = if name == "topology.toml" {
+                Topology::load(&path).map(|_| ())
+            } else {
+                NodeConfig::load(&path).map(|config| {
+                    assert_eq!(config.place().is_root(), name.contains("root"), "{name}");
+                })
+            };
+            checked.unwrap_or_else(|errors| panic!("{errors}"));
+        }
+        assert_eq!(seen, 3, "an edge, a root, a topology");
+    }
+
+    /// What the example shows as defaults, in its comments, are the defaults.
+    #[test]
+    fn the_defaults_in_the_topologys_comments_are_the_defaults() {
+        let content = std::fs::read_to_string(deployed("topology.toml")).expect("it is there");
+        // Keys whose comment shows a value that isn't the default, but what a value may look like.
+        let illustrations = ["replication", "user", "kerberos_principal", "kerberos_keytab", "hadoop_conf_dir"];
+        let written: String = content
+            .lines()
+            .map(|line| {
+                let shown = line.strip_prefix("# ").unwrap_or(line);
+                let key = shown.split(" =").next().unwrap_or("");
+                let is_key = !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+                let is_default = shown.contains(" = ") && is_key && !illustrations.contains(&key);
+                if is_default { format!("{shown}\n") } else { format!("{line}\n") }
+            })
+            .collect();
+        let uncommented = written.lines().filter(|line| !line.starts_with('#') && line.contains(" = ")).count();
+        assert!(uncommented > 40, "the comments were found: {uncommented} keys\n{written}");
+        let parse = |text: &str| Topology::parse("topology.toml", text).unwrap_or_else(|errors| panic!("{errors}"));
+        assert_eq!(parse(&written), parse(&content));
+    }
+
+    #[test]
+    fn the_unit_gives_the_node_the_time_and_the_files_that_it_is_configured_for() {
+        let unit = std::fs::read_to_string(deployed("tributary-aggregator.service")).expect("it is there");
+        let value =
+            |key: &str| unit.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('=')).expect(key).to_owned();
+        let config = parse_text("name = 'root-1'\ntopology = 'topology.toml'\n").expect("a good file");
+        let stop = tributary_common::config::parse_duration(&value("TimeoutStopSec")).expect("a duration");
+        assert!(stop > config.drain_timeout, "TimeoutStopSec > drain_timeout");
+        let files: u32 = value("LimitNOFILE").parse().expect("a number");
+        assert!(files > 2 * config.topology.limits().max_connections, "LimitNOFILE > 2 * limits.max_connections");
+        assert_eq!((value("RestartPreventExitStatus").as_str(), value("Type").as_str()), ("64 78", "notify"));
+        assert!(value("ExecStart").ends_with(" run --config /etc/tributary/aggregator.toml"));
+    }
 }

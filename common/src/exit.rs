@@ -30,8 +30,8 @@ impl Exit {
         self as u8
     }
 
-    /// How a command line parser's "error" ends: the texts of `--help` and `--version` are no errors. `failed` is what
-    /// its exit code says (clap: 0 for those two, 2 for a wrong command line).
+    /// How a program ends whose command line parser returned an error with this exit code. The texts of `--help` and
+    /// `--version` come as errors too, with 0 (`clap::Error::exit_code`).
     #[must_use]
     pub fn of_command_line(parser_exit_code: i32) -> Self {
         if parser_exit_code == 0 { Self::Done } else { Self::Usage }

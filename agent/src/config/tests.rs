@@ -241,3 +241,72 @@ fn a_tier_needs_its_topology_and_no_endpoints() {
         parse_text(&format!("endpoints = ['http://e:1', 'http://E:1/']\n{source}")).expect_err("twice").to_string();
     assert!(shown.contains("has http://e:1 twice"), "{shown}");
 }
+
+/// A file of the directory `deploy`.
+fn deployed(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(name)
+}
+
+#[test]
+fn the_example_is_a_good_file() {
+    let content = std::fs::read_to_string(deployed("agent.toml")).expect("it is there");
+    let config = AgentConfig::parse(&deployed("agent.toml"), &content, &surroundings())
+        .unwrap_or_else(|errors| panic!("{errors}"));
+    let topology = Topology::load(&deployed("topology.toml")).unwrap_or_else(|errors| panic!("{errors}"));
+    for source in &config.sources {
+        assert!(topology.category(&source.category).is_some(), "{} is not in the example topology", source.category);
+    }
+    let edges: Vec<_> =
+        topology.tier("edge").expect("it is there").nodes.iter().map(|node| node.endpoint.clone()).collect();
+    assert_eq!(config.endpoints, edges, "the agents of the example find its edges");
+}
+
+/// What the example shows as defaults, in its comments, are the defaults.
+#[test]
+fn the_defaults_in_the_examples_comments_are_the_defaults() {
+    let content = std::fs::read_to_string(deployed("agent.toml")).expect("it is there");
+    // Keys whose comment shows a value that isn't the default, but what a value may look like.
+    let illustrations = [
+        "topology",
+        "tier",
+        "agent_id",
+        "host",
+        "bytes_per_second",
+        "codec",
+        "exclude",
+        "ignore_older",
+        "record_prefix",
+    ];
+    let written: String = content
+        .lines()
+        .map(|line| {
+            let shown = line.strip_prefix("# ").unwrap_or(line);
+            let key = shown.split(" =").next().unwrap_or("");
+            let is_key = !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+            let is_default =
+                (shown.contains(" = ") && is_key && !illustrations.contains(&key)) || shown.starts_with("[");
+            if is_default { format!("{shown}\n") } else { format!("{line}\n") }
+        })
+        .collect();
+    let parse = |text: &str| {
+        AgentConfig::parse(Path::new("agent.toml"), text, &surroundings()).unwrap_or_else(|errors| panic!("{errors}"))
+    };
+    let uncommented = written.lines().filter(|line| !line.starts_with('#') && line.contains(" = ")).count();
+    assert!(uncommented > 25, "the comments were found: {uncommented} keys\n{written}");
+    assert_eq!(format!("{:?}", parse(&written)), format!("{:?}", parse(&content)));
+}
+
+#[test]
+fn the_unit_gives_the_agent_the_time_and_the_files_that_it_is_configured_for() {
+    let unit = std::fs::read_to_string(deployed("tributary-agent.service")).expect("it is there");
+    let value =
+        |key: &str| unit.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('=')).expect(key).to_owned();
+    let config = parse_text(FIVE_LINES).expect("a good file");
+    let stop = tributary_common::config::parse_duration(&value("TimeoutStopSec")).expect("a duration");
+    assert!(stop > config.drain_timeout, "TimeoutStopSec > drain_timeout");
+    let files: u32 = value("LimitNOFILE").parse().expect("a number");
+    assert!(files > 2 * config.limits.max_open_files, "LimitNOFILE > 2 * limits.max_open_files");
+    assert_eq!(value("RestartPreventExitStatus"), "64 78");
+    assert_eq!(value("Type"), "notify");
+    assert!(value("ExecStart").ends_with(" run --config /etc/tributary/agent.toml"));
+}
