@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use tributary_common::frame::Codec;
 use tributary_common::ids::{AgentId, CategoryName, LaneId};
 
 use super::ledger::{AgentCount, HourKey, Seal, SegmentRecord};
@@ -152,14 +151,7 @@ impl Manifest {
     }
 }
 
-/// The name of a join in the lane's directory until it is in its hour. What no ledger entry names under this form is
-/// deleted by the next owner.
-#[must_use]
-pub fn join_file(number: u64, codec: Codec) -> String {
-    format!("{JOIN_PREFIX}{number}.{}", codec.extension())
-}
-
-/// How the names of joins begin.
+/// How the names of joins begin until they are in their hour. One that no ledger entry names is deleted by the next owner.
 pub const JOIN_PREFIX: &str = "join-";
 
 /// How the names of temporary files begin: deleted by the next owner without a look.
@@ -169,6 +161,7 @@ pub const TEMP_PREFIX: &str = "tmp-";
 mod tests {
     use super::*;
     use tributary_common::bucket::BucketSize;
+    use tributary_common::frame::Codec;
 
     fn segment(name: &str, bytes: u64, torn: bool) -> SegmentRecord {
         SegmentRecord {

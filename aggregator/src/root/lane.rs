@@ -6,7 +6,6 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -17,7 +16,6 @@ use tributary_common::frame::{Codec, EncodeError, FrameEncoder, FrameHeader, Sli
 use tributary_common::ids::{CategoryName, Epoch, LaneCount, LaneId};
 use tributary_common::messages::{Answer, Owner, PositionsQuery, Verdict};
 
-use super::hours::plan_files;
 use super::ingest::{Decision, Ingest, OwnTail, SlicePlan, own_tail};
 use super::ledger::{Entry, HourKey, HourRecord, HourState, LateMove, Seal, SegmentRecord};
 use super::metrics::LaneMetrics;
@@ -141,6 +139,7 @@ pub struct Lane {
     closed: BTreeMap<String, Closed>,
     hours: BTreeMap<HourKey, HourState>,
     changed_hours: HashSet<HourKey>,
+    /// Those of `hours` that are sealed and not published.
     unpublished: HashSet<HourKey>,
     jobs: HashMap<HourKey, Job>,
     /// From this hour on every hour of the category is sealed, also an empty one.
@@ -151,7 +150,6 @@ pub struct Lane {
     forgotten_streams: Vec<tributary_common::ids::StreamId>,
     forgotten_hours: Vec<HourKey>,
     next_segment: u64,
-    next_join: Arc<AtomicU64>,
     replication: Replication,
     encoders: HashMap<Codec, FrameEncoder>,
     next_entry: u64,
@@ -250,6 +248,8 @@ impl Lane {
             lane,
             lanes: settings.lanes,
             create,
+            epoch: taken.epoch,
+            attempts: Arc::default(),
             success_file: settings.success_file.clone(),
         };
         let closed = taken
@@ -271,10 +271,11 @@ impl Lane {
         let jobs = taken
             .hours
             .iter()
-            .filter(|(_, state)| !matches!(state, HourState::Sealed))
+            .filter(|(_, state)| matches!(state, HourState::Announced(_) | HourState::Late(_)))
             .map(|(key, _)| (key.clone(), Job::Announcing { entry: 0 }))
             .collect();
-        let unpublished = taken.hours.keys().cloned().collect();
+        let sealed = taken.hours.iter().filter(|(_, state)| matches!(state, HourState::Sealed));
+        let unpublished = sealed.map(|(key, _)| key.clone()).collect();
         let next_entry = taken.last_entry.map_or(0, |last| last + 1);
         Self {
             replication: Replication {
@@ -302,7 +303,6 @@ impl Lane {
             forgotten_streams: Vec::new(),
             forgotten_hours: Vec::new(),
             next_segment: 0,
-            next_join: Arc::new(AtomicU64::new(0)),
             encoders: HashMap::new(),
             next_entry,
             seen_entry: taken.last_entry,
@@ -572,7 +572,7 @@ impl Lane {
     fn close_due(&mut self) {
         let now = self.elapsed_ms();
         let mut due: Vec<SegmentId> = Vec::new();
-        for segment in self.open.values().filter(|segment| !segment.closing && !segment.busy) {
+        for segment in self.open.values().filter(|segment| !segment.closing) {
             let settings = self.settings.categories.get(&segment.key.category);
             let idle = now.saturating_sub(segment.last_write_ms);
             let late = self.hours.contains_key(&segment.key);
@@ -594,7 +594,7 @@ impl Lane {
             let mut by_age: Vec<(u64, SegmentId)> = self
                 .open
                 .values()
-                .filter(|segment| !segment.closing && !segment.busy && !due.contains(&segment.id))
+                .filter(|segment| !segment.closing && !due.contains(&segment.id))
                 .map(|segment| (segment.last_write_ms, segment.id))
                 .collect();
             by_age.sort_unstable();
@@ -853,7 +853,7 @@ impl Lane {
             }
             match self.hours.get(&key) {
                 None if self.is_over(&key, now) => self.start_seal(key),
-                Some(HourState::Sealed) if !self.unpublished.contains(&key) => self.start_late(key),
+                Some(HourState::Published) => self.start_late(key),
                 _ => {}
             }
         }
@@ -882,7 +882,8 @@ impl Lane {
                 if !self.is_over(&key, now) {
                     break;
                 }
-                let sealed = matches!(self.hours.get(&key), Some(HourState::Sealed | HourState::Late(_)));
+                let sealed =
+                    matches!(self.hours.get(&key), Some(HourState::Sealed | HourState::Published | HourState::Late(_)));
                 all_sealed &= sealed;
                 if !sealed {
                     due.push(key);
@@ -903,10 +904,7 @@ impl Lane {
             self.open.values().filter(|segment| segment.key == *key).map(|segment| segment.id).collect();
         let mut ready = open.is_empty();
         for id in open {
-            let busy = self.open.get(&id).is_some_and(|segment| segment.busy);
-            if !busy {
-                self.close(id);
-            }
+            self.close(id);
         }
         ready &= !self.given_up.values().any(|given_up| key_of(&given_up.record) == *key);
         let mut records = Vec::new();
@@ -927,10 +925,9 @@ impl Lane {
     fn start_seal(&mut self, key: HourKey) {
         let Some(records) = self.ready_segments(&key) else { return };
         self.jobs.insert(key.clone(), Job::Preparing);
-        let (sink, events, roll_size, joins) =
-            (self.sink.clone(), self.events.clone(), self.roll_size(&key), self.joins());
+        let (sink, events, roll_size) = (self.sink.clone(), self.events.clone(), self.roll_size(&key));
         tokio::spawn(async move {
-            let result = sink.prepare_seal(&key, &records, roll_size, joins).await;
+            let result = sink.prepare_seal(&key, &records, roll_size).await;
             let _ = events.send(Event::SealReady { key, result });
         });
     }
@@ -941,32 +938,24 @@ impl Lane {
             return;
         }
         let Some(records) = self.ready_segments(&key).filter(|records| !records.is_empty()) else { return };
-        debug_assert!(
-            !plan_files(&records, u64::MAX).whole.is_empty()
-                || records.len() > 1
-                || records[0].torn
-                || records[0].covered == 0
-        );
         self.jobs.insert(key.clone(), Job::Preparing);
-        let (sink, events, roll_size, joins) =
-            (self.sink.clone(), self.events.clone(), self.roll_size(&key), self.joins());
+        let (sink, events, roll_size) = (self.sink.clone(), self.events.clone(), self.roll_size(&key));
         tokio::spawn(async move {
-            let result = sink.prepare_late(&records, roll_size, joins).await;
+            let result = sink.prepare_late(&records, roll_size).await;
             let _ = events.send(Event::LateReady { key, result });
         });
     }
 
-    fn joins(&self) -> impl FnMut() -> u64 + Send + use<> {
-        let next = Arc::clone(&self.next_join);
-        move || next.fetch_add(1, Ordering::Relaxed)
-    }
-
     fn announce(&mut self, key: HourKey, state: HourState) {
-        self.hours.insert(key.clone(), state);
-        self.changed_hours.insert(key.clone());
+        self.set_hour(key.clone(), state);
         // The entry under way does not have it; the next one does.
         let entry = if self.entry_under_way { self.next_entry + 1 } else { self.next_entry };
         self.jobs.insert(key, Job::Announcing { entry });
+    }
+
+    fn set_hour(&mut self, key: HourKey, state: HourState) {
+        self.hours.insert(key.clone(), state);
+        self.changed_hours.insert(key);
         self.entry_wanted = true;
     }
 
@@ -994,7 +983,7 @@ impl Lane {
                         let _ = events.send(Event::LateDone { key, result });
                     });
                 }
-                Some(HourState::Sealed) | None => {
+                Some(HourState::Sealed | HourState::Published) | None => {
                     self.jobs.remove(&key);
                 }
             }
@@ -1002,13 +991,8 @@ impl Lane {
     }
 
     fn publish(&mut self) {
-        let keys: Vec<HourKey> = self
-            .unpublished
-            .iter()
-            .filter(|key| !self.jobs.contains_key(*key) && matches!(self.hours.get(*key), Some(HourState::Sealed)))
-            .take(MAX_JOBS)
-            .cloned()
-            .collect();
+        let keys: Vec<HourKey> =
+            self.unpublished.iter().filter(|key| !self.jobs.contains_key(*key)).take(MAX_JOBS).cloned().collect();
         for key in keys {
             self.jobs.insert(key.clone(), Job::Executing);
             let (sink, events) = (self.sink.clone(), self.events.clone());
@@ -1035,9 +1019,7 @@ impl Lane {
                 Ok(None) => {
                     // The hour is there already, made before this lane remembers: all that is here is late.
                     self.jobs.remove(&key);
-                    self.hours.insert(key.clone(), HourState::Sealed);
-                    self.changed_hours.insert(key);
-                    self.entry_wanted = true;
+                    self.set_hour(key, HourState::Published);
                 }
                 Err(error) => {
                     self.job_failed(&key, "prepare the seal", &error);
@@ -1056,9 +1038,7 @@ impl Lane {
                     }
                     self.jobs.remove(&key);
                     self.unpublished.insert(key.clone());
-                    self.hours.insert(key.clone(), HourState::Sealed);
-                    self.changed_hours.insert(key);
-                    self.entry_wanted = true;
+                    self.set_hour(key, HourState::Sealed);
                 }
                 Err(error) => {
                     self.job_failed(&key, "seal", &error);
@@ -1087,9 +1067,7 @@ impl Lane {
                         tracing::warn!(hour = %key, files = moves.len(), "late data was put beside the published hour");
                     }
                     self.jobs.remove(&key);
-                    self.hours.insert(key.clone(), HourState::Sealed);
-                    self.changed_hours.insert(key);
-                    self.entry_wanted = true;
+                    self.set_hour(key, HourState::Published);
                 }
                 Err(error) => {
                     self.job_failed(&key, "move late files", &error);
@@ -1103,6 +1081,7 @@ impl Lane {
                         tracing::info!(hour = %key, "published");
                         self.metrics.published();
                         self.unpublished.remove(&key);
+                        self.set_hour(key, HourState::Published);
                     }
                     Ok(false) => {}
                     Err(error) => self.job_failed(&key, "publish", &error),
@@ -1120,8 +1099,7 @@ impl Lane {
             .hours
             .iter()
             .filter(|(key, state)| {
-                matches!(state, HourState::Sealed)
-                    && !self.unpublished.contains(*key)
+                matches!(state, HourState::Published)
                     && now.saturating_sub(key.bucket.end_ms()) > ttl
                     && self.sealed_up_to.get(&key.category).is_none_or(|bucket| bucket.start_s() > key.bucket.start_s())
             })
@@ -1150,11 +1128,11 @@ impl Lane {
 
     fn status(&self) -> serde_json::Value {
         let mut hours = BTreeMap::new();
-        for (key, state) in &self.hours {
+        for state in self.hours.values() {
             let name = match state {
                 HourState::Announced(_) => "sealing",
-                HourState::Sealed if self.unpublished.contains(key) => "sealed",
-                HourState::Sealed => "published",
+                HourState::Sealed => "sealed",
+                HourState::Published => "published",
                 HourState::Late(_) => "late files on their way",
             };
             *hours.entry(name).or_insert(0_u64) += 1;

@@ -147,8 +147,10 @@ pub struct HourRecord {
 pub enum HourState {
     /// The seal binds: these files and no others belong to the hour. Its files are being moved.
     Announced(Seal),
-    /// The lane's files and its seal are in the hour's directory.
+    /// The lane's files and its seal are in the hour's directory, which readers don't see yet.
     Sealed,
+    /// Readers see the hour.
+    Published,
     /// Late files are being moved beside the hour.
     Late(Vec<LateMove>),
 }

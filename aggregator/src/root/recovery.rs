@@ -353,7 +353,7 @@ async fn read_segments(
                     announced.extend(one.inputs.iter().map(String::as_str));
                 }
             }
-            HourState::Sealed => {}
+            HourState::Sealed | HourState::Published => {}
         }
     }
     let entries = wait_out!(lane, dfs.list(dir))?.unwrap_or_default();

@@ -6,14 +6,15 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tributary_common::bucket::Bucket;
 use tributary_common::frame::{FrameError, FrameHeader, Peek};
-use tributary_common::ids::{CategoryName, LaneCount, LaneId};
+use tributary_common::ids::{CategoryName, Epoch, LaneCount, LaneId};
 
-use super::hours::{LATE_DIR, MANIFEST_FILE, Manifest, TEMP_PREFIX, plan_files, seal_file};
+use super::hours::{JOIN_PREFIX, LATE_DIR, MANIFEST_FILE, Manifest, TEMP_PREFIX, plan_files, seal_file};
 use super::ledger::{AgentCount, Entry, HourKey, LateMove, Seal, SealedFile, SegmentRecord};
 use crate::dfs::{CreateOptions, Dfs, DfsError, DfsPath, recover_until_closed};
 
@@ -36,6 +37,10 @@ pub struct LaneSink {
     pub lanes: LaneCount,
     /// How new files are made.
     pub create: CreateOptions,
+    /// This owner's epoch, for names that no other owner has used.
+    pub epoch: Epoch,
+    /// Counts the files that were begun, for their names. Shared by all clones.
+    pub attempts: Arc<AtomicU64>,
     /// The name of the empty file that says that an hour is complete.
     pub success_file: String,
 }
@@ -151,13 +156,11 @@ macro_rules! persist {
 }
 
 impl LaneSink {
-    fn temp(&self, name: &str) -> DfsPath {
-        self.dir.join(format!("{TEMP_PREFIX}{name}"))
-    }
-
-    /// A temporary name for something of an hour: jobs for several hours run at the same time.
-    fn temp_of(&self, key: &HourKey, what: &str) -> DfsPath {
-        self.temp(&format!("{}.{}.{what}", key.category, key.bucket.file_label()))
+    /// A name in the lane's directory that no attempt before has used: what a call with an unknown outcome does to its path,
+    /// perhaps much later, must not meet anything.
+    fn fresh(&self, prefix: &str, what: &str) -> DfsPath {
+        let number = self.attempts.fetch_add(1, Ordering::Relaxed);
+        self.dir.join(format!("{prefix}e{}-{number}.{what}", self.epoch))
     }
 
     /// Whether this owner has lost the lane: its directory is not there under its name.
@@ -168,13 +171,11 @@ impl LaneSink {
         Ok(self.dfs.stat(&self.dir).await?.is_none())
     }
 
-    /// Makes a whole file in the lane's directory; whatever was there under that name goes.
-    async fn make(&self, path: &DfsPath, chunks: &[Bytes]) -> Result<(), DfsError> {
+    /// Makes a whole file in the lane's directory under a temporary name, and returns where it is.
+    async fn make(&self, what: &str, chunks: &[Bytes]) -> Result<DfsPath, DfsError> {
         persist!("make a file", {
-            if self.dfs.stat(path).await?.is_some() {
-                self.dfs.delete(path).await?;
-            }
-            let mut writer = self.dfs.create(path, self.create).await?;
+            let path = self.fresh(TEMP_PREFIX, what);
+            let mut writer = self.dfs.create(&path, self.create).await?;
             let mut len = 0;
             for chunk in chunks {
                 len += chunk.len() as u64;
@@ -182,7 +183,7 @@ impl LaneSink {
             }
             writer.sync().await?;
             writer.close().await?;
-            self.check_len(path, len).await
+            self.check_len(&path, len).await.map(|()| path)
         })
     }
 
@@ -226,8 +227,7 @@ impl LaneSink {
     /// When it can't be written, because this owner lost the lane or for another reason that doesn't pass.
     pub async fn write_entry(&self, entry: &Entry) -> Result<i64, DfsError> {
         let name = Entry::file_name(entry.number);
-        let temp = self.temp(&name);
-        self.make(&temp, &[entry.encode().into()]).await?;
+        let temp = self.make(&name, &[entry.encode().into()]).await?;
         let path = self.dir.join(&name);
         self.settle(&temp, &path).await?;
         let status = persist!("look at the ledger", self.dfs.stat(&path).await)?;
@@ -258,13 +258,12 @@ impl LaneSink {
         key: &HourKey,
         segments: &[SegmentRecord],
         roll_size: u64,
-        join_number: impl FnMut() -> u64 + Send,
     ) -> Result<Option<Seal>, DfsError> {
         let dirs = HourDirs::new(&key.category, key.bucket);
         if persist!("look for the hour", self.dfs.stat(&dirs.visible).await)?.is_some() {
             return Ok(None);
         }
-        let moves = self.prepare_files(segments, roll_size, join_number).await?;
+        let moves = self.prepare_files(segments, roll_size).await?;
         let mut seal = Seal {
             version: super::hours::FORM_VERSION,
             lane: self.lane,
@@ -289,21 +288,11 @@ impl LaneSink {
     ///
     /// # Errors
     /// When a join can't be made.
-    pub async fn prepare_late(
-        &self,
-        segments: &[SegmentRecord],
-        roll_size: u64,
-        join_number: impl FnMut() -> u64 + Send,
-    ) -> Result<Vec<LateMove>, DfsError> {
-        self.prepare_files(segments, roll_size, join_number).await
+    pub async fn prepare_late(&self, segments: &[SegmentRecord], roll_size: u64) -> Result<Vec<LateMove>, DfsError> {
+        self.prepare_files(segments, roll_size).await
     }
 
-    async fn prepare_files(
-        &self,
-        segments: &[SegmentRecord],
-        roll_size: u64,
-        mut join_number: impl FnMut() -> u64 + Send,
-    ) -> Result<Vec<LateMove>, DfsError> {
+    async fn prepare_files(&self, segments: &[SegmentRecord], roll_size: u64) -> Result<Vec<LateMove>, DfsError> {
         let plan = plan_files(segments, roll_size);
         let mut moves = Vec::new();
         for segment in plan.whole {
@@ -321,15 +310,14 @@ impl LaneSink {
                 agents.entry(agent.clone()).or_default().add(*count);
             }
             let first = join.inputs.first().expect("a join has inputs");
-            let source = super::hours::join_file(join_number(), first.codec);
+            let source = self.join(&join.inputs, first.codec.extension()).await?;
             let file = SealedFile {
-                source: source.clone(),
+                source: source.name().to_owned(),
                 // The name of its first input, which is deleted, so no other file can have it.
                 name: first.name.clone(),
                 bytes: join.inputs.iter().map(|input| input.covered).sum(),
                 records: join.inputs.iter().map(|input| input.records).sum(),
             };
-            self.join(&self.dir.join(&source), &join.inputs).await?;
             let inputs = join.inputs.into_iter().map(|input| input.name).collect();
             moves.push(LateMove { file: Some(file), inputs, agents });
         }
@@ -339,12 +327,10 @@ impl LaneSink {
         Ok(moves)
     }
 
-    async fn join(&self, path: &DfsPath, inputs: &[SegmentRecord]) -> Result<(), DfsError> {
+    async fn join(&self, inputs: &[SegmentRecord], extension: &str) -> Result<DfsPath, DfsError> {
         persist!("join segments", {
-            if self.dfs.stat(path).await?.is_some() {
-                self.dfs.delete(path).await?;
-            }
-            let mut writer = self.dfs.create(path, self.create).await?;
+            let path = self.fresh(JOIN_PREFIX, extension);
+            let mut writer = self.dfs.create(&path, self.create).await?;
             let mut len = 0;
             for input in inputs {
                 let source = self.dir.join(&input.name);
@@ -363,26 +349,28 @@ impl LaneSink {
             }
             writer.sync().await?;
             writer.close().await?;
-            self.check_len(path, len).await
+            self.check_len(&path, len).await.map(|()| path)
         })
     }
 
     /// Makes the hour's hidden directory, with the place for late files in it, unless the hour has a directory already.
-    async fn make_hour(&self, key: &HourKey, dirs: &HourDirs, target: &DfsPath) -> Result<(), DfsError> {
-        let temp = self.temp_of(key, "dir");
-        let done = persist!("make the hour's directory", {
+    async fn make_hour(&self, dirs: &HourDirs, target: &DfsPath) -> Result<(), DfsError> {
+        let made = persist!("make the hour's directory", {
             for dir in [&dirs.visible, &dirs.hidden] {
                 if self.dfs.stat(dir).await?.is_some() {
-                    return Ok(true);
+                    return Ok(None);
                 }
             }
-            self.dfs.delete(&temp).await?;
             self.dfs.mkdir_all(&dirs.parent).await?;
+            let temp = self.fresh(TEMP_PREFIX, "hour");
             self.dfs.mkdir(&temp).await?;
             self.dfs.mkdir(&temp.join(LATE_DIR)).await?;
-            Ok(false)
+            Ok(Some(temp))
         })?;
-        if done { Ok(()) } else { self.settle_same(&temp, target).await }
+        match made {
+            Some(temp) => self.settle_same(&temp, target).await,
+            None => Ok(()),
+        }
     }
 
     /// Carries out an announced seal: moves the files into the hour's hidden directory, then the seal itself, and deletes what
@@ -392,7 +380,7 @@ impl LaneSink {
     /// When a step fails for good.
     pub async fn execute_seal(&self, key: &HourKey, seal: &Seal) -> Result<(), DfsError> {
         let dirs = HourDirs::new(&key.category, key.bucket);
-        self.make_hour(key, &dirs, &dirs.hidden).await?;
+        self.make_hour(&dirs, &dirs.hidden).await?;
         let published = persist!("look for the hour", self.dfs.stat(&dirs.visible).await)?.is_some();
         // An hour is published only when every lane's seal is in it, and the seal goes in last.
         if !published {
@@ -400,9 +388,8 @@ impl LaneSink {
                 self.settle(&self.dir.join(&file.source), &dirs.hidden.join(&file.name)).await?;
             }
             let name = seal_file(self.lane);
-            let temp = self.temp_of(key, &name);
             let json = serde_json::to_vec_pretty(seal).expect("a seal is plain data");
-            self.make(&temp, &[json.into()]).await?;
+            let temp = self.make(&name, &[json.into()]).await?;
             self.settle_same(&temp, &dirs.hidden.join(&name)).await?;
         }
         self.delete_inputs(&seal.inputs).await
@@ -444,8 +431,7 @@ impl LaneSink {
         }
         let manifest = serde_json::to_vec_pretty(&Manifest::of(key, &seals)).expect("a manifest is plain data");
         for (name, bytes) in [(MANIFEST_FILE, Bytes::from(manifest)), (&self.success_file, Bytes::new())] {
-            let temp = self.temp_of(key, name);
-            self.make(&temp, &[bytes]).await?;
+            let temp = self.make(name, &[bytes]).await?;
             self.settle_same(&temp, &dirs.hidden.join(name)).await?;
         }
         self.settle(&dirs.hidden, &dirs.visible).await?;
@@ -468,7 +454,7 @@ impl LaneSink {
     pub async fn execute_late(&self, key: &HourKey, moves: &[LateMove]) -> Result<(), DfsError> {
         let dirs = HourDirs::new(&key.category, key.bucket);
         // Retention may have removed the hour; what comes later still has its place.
-        self.make_hour(key, &dirs, &dirs.visible).await?;
+        self.make_hour(&dirs, &dirs.visible).await?;
         let late = dirs.visible.join(LATE_DIR);
         persist!("make the directory of late files", self.dfs.mkdir_all(&late).await)?;
         for one in moves {
@@ -487,8 +473,7 @@ impl LaneSink {
                 let json = serde_json::to_vec_pretty(&manifest).expect("a manifest is plain data");
                 // Readers of the directory skip names that begin with `_`.
                 let name = format!("_{}.manifest.json", file.name);
-                let temp = self.temp(&name);
-                self.make(&temp, &[json.into()]).await?;
+                let temp = self.make(&name, &[json.into()]).await?;
                 self.settle_same(&temp, &late.join(&name)).await?;
                 self.settle(&self.dir.join(&file.source), &late.join(&file.name)).await?;
             }

@@ -439,10 +439,12 @@ async fn leftovers_of_many_restarts_are_joined_into_one_file() {
             replication: None,
             sync_timeout: Duration::from_secs(5),
         },
+        epoch: taken.epoch,
+        attempts: Arc::default(),
         success_file: "_SUCCESS".into(),
     };
     let key = ledger::HourKey { category: category(), bucket: records[0].bucket };
-    let seal = sink.prepare_seal(&key, &records, 64 << 20, || 0).await.expect("prepared").expect("not published");
+    let seal = sink.prepare_seal(&key, &records, 64 << 20).await.expect("prepared").expect("not published");
     assert_eq!((seal.files.len(), seal.files[0].records, seal.inputs.len()), (1, 100, 5));
     // A crash may come after any step, and the next owner carries all of it out again.
     for _ in 0..2 {
