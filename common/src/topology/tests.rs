@@ -321,3 +321,36 @@ fn lanes_have_an_agent_and_a_preferred_root() {
         (32 * MIB, 64 * MIB, 4 * KIB)
     );
 }
+
+mod any_text {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(500))]
+
+        /// Whatever is done to a file, it is read or its errors are shown, at a line that it has.
+        #[test]
+        fn is_read_or_its_errors_are_shown(
+            edits in proptest::collection::vec((any::<prop::sample::Index>(), 0_usize..12, "[\\[\\]=\"'.#{}\r\n\t aé日0-]{0,4}"), 1..6),
+        ) {
+            let mut text: Vec<char> = TREE.chars().collect();
+            for (at, removed, inserted) in edits {
+                let at = at.index(text.len().max(1)).min(text.len());
+                let end = (at + removed).min(text.len());
+                text.splice(at..end, inserted.chars());
+            }
+            let text: String = text.into_iter().collect();
+            if let Err(errors) = Topology::parse("t.toml", &text) {
+                let shown = errors.to_string();
+                prop_assert_eq!(shown.matches("error: ").count() >= errors.count(), true);
+                let lines = text.split('\n').count();
+                for place in shown.lines().filter_map(|line| line.trim_start().strip_prefix("--> t.toml:")) {
+                    let line: usize = place.split(':').next().and_then(|line| line.parse().ok()).expect("a line number");
+                    prop_assert!((1..=lines).contains(&line), "{place} of {lines} lines");
+                }
+                prop_assert!(errors.render(true).len() >= shown.len());
+            }
+        }
+    }
+}
