@@ -41,10 +41,11 @@ use super::{
 
 /// After so many calls in a row without an answer the connection is given up.
 const SILENT_CALLS: u32 = 2;
-/// Two rounds over a pair of NameNodes.
-const FAILOVER_ATTEMPTS: &str = "3";
-/// Bounds the sleep between the two rounds, in milliseconds.
-const FAILOVER_SLEEP_MS: &str = "1000";
+/// Two rounds over a pair of NameNodes; one that is alone is asked once.
+const PAIR_ATTEMPTS: &str = "3";
+const LONE_ATTEMPTS: &str = "0";
+/// The sleep between the two rounds is up to three times this, in milliseconds.
+const FAILOVER_SLEEP_MS: &str = "200";
 /// Bytes that are read or written under one deadline.
 const PIECE_BYTES: usize = 4 << 20;
 /// HDFS wants block sizes that are multiples of its checksums' chunks.
@@ -73,13 +74,13 @@ pub struct HdfsSettings {
 
 impl HdfsSettings {
     fn client(&self, shuffled: bool, runtime: Handle) -> hdfs_native::Result<Client> {
-        let nameservice = self.authority.split(':').next().unwrap_or_default();
+        let attempts = if self.authority.contains(':') { LONE_ATTEMPTS } else { PAIR_ATTEMPTS };
         let mut config = vec![
-            ("dfs.client.failover.max.attempts".to_owned(), FAILOVER_ATTEMPTS.to_owned()),
-            ("dfs.client.failover.sleep.max.millis".to_owned(), FAILOVER_SLEEP_MS.to_owned()),
+            ("dfs.client.failover.max.attempts".to_owned(), attempts.to_owned()),
+            ("dfs.client.failover.sleep.base.millis".to_owned(), FAILOVER_SLEEP_MS.to_owned()),
         ];
         if shuffled {
-            config.push((format!("dfs.client.failover.random.order.{nameservice}"), "true".to_owned()));
+            config.push((format!("dfs.client.failover.random.order.{}", self.authority), "true".to_owned()));
         }
         let mut builder = ClientBuilder::new()
             .with_url(format!("hdfs://{}", self.authority))
@@ -459,6 +460,10 @@ impl Dfs for HdfsDfs {
                 Err(DfsError::NotFound { path })
             }
             Err(error @ DfsError::UnknownOutcome { .. }) => look_after_rename(self, from, to, error).await,
+            // So it answers when one is a file and the other a directory.
+            Err(error @ DfsError::Unavailable { .. }) if error.to_string().contains("IOException") => {
+                look_after_rename(self, from, to, error).await
+            }
             other => other,
         }
     }
