@@ -915,6 +915,68 @@ mod tests {
         assert!(all.iter().all(|count| *count > 10), "some of it never happens: {done:?}");
     }
 
+    /// Calls until something is decided, as a lane's next owner does.
+    async fn take(dfs: &HostileDfs, from: &DfsPath, to: &DfsPath) {
+        loop {
+            match dfs.rename(from, to).await {
+                Ok(()) => return,
+                // Perhaps by an earlier call of this one, whose answer was lost.
+                Err(DfsError::NotFound { .. }) => loop {
+                    match dfs.stat(to).await {
+                        Ok(found) => return assert!(found.is_some(), "somebody else has it"),
+                        Err(_) => tokio::time::sleep(Duration::from_secs(1)).await,
+                    }
+                },
+                Err(error) => {
+                    assert!(error.is_transient(), "{error}");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_promised_by_an_old_owner_that_the_next_one_has_not_read() {
+        let mut taken_from_a_live_writer = 0;
+        for seed in 0..300 {
+            let cluster = HostileCluster::new(seed, Hostility { writer_failures: 5, ..Hostility::storm() });
+            let (old, new) = (cluster.process(), cluster.process());
+            let [base, next] = ["e0", "e1"].map(|name| DfsPath::base().join(name));
+            while old.mkdir_all(&base).await.is_err() {}
+            let mut files = 0;
+            let mut writer = loop {
+                files += 1;
+                if let Ok(writer) = old.create(&base.join(format!("f{files}")), options()).await {
+                    break writer;
+                }
+            };
+            let name = format!("f{files}");
+            // The two run side by side; the old owner goes on until it is told no.
+            let writing = async {
+                let mut promised = 0;
+                while writer.write(b"0123456789"[..].into()).await.is_ok() && writer.sync().await.is_ok() {
+                    promised += 10;
+                }
+                (promised, cluster.cruelties().writer_failures)
+            };
+            let taking = async {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                take(&new, &base, &next).await;
+                recover_until_closed(&new, &next.join(&name)).await.expect("it ends").expect("it is there")
+            };
+            let ((promised, failures), found) = tokio::join!(writing, taking);
+            assert!(promised <= found, "seed {seed}: {promised} bytes were promised, {found} were found");
+            taken_from_a_live_writer += u64::from(failures == 0);
+            let later = loop {
+                if let Ok(bytes) = new.read(&next.join(&name), 0, usize::MAX).await {
+                    break bytes;
+                }
+            };
+            assert_eq!(later.len() as u64, found, "seed {seed}: it changed after it was recovered");
+        }
+        assert!(taken_from_a_live_writer > 50, "only {taken_from_a_live_writer}");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_seed_repeats_itself() {
         let (first, one) = weather(7).await;

@@ -23,6 +23,7 @@ use std::time::UNIX_EPOCH;
 use async_trait::async_trait;
 use bytes::Bytes;
 use rustix::fs::{FlockOperation, RenameFlags};
+use tokio::sync::RwLock;
 
 use super::{CreateOptions, Dfs, DfsError, DfsPath, DfsWriter, DirEntry, FileStatus, Guard, Recovered};
 
@@ -30,6 +31,9 @@ use super::{CreateOptions, Dfs, DfsError, DfsPath, DfsWriter, DirEntry, FileStat
 #[derive(Debug, Clone)]
 pub struct LocalDfs {
     base: Arc<PathBuf>,
+    /// Held by every blocking write until it is over. It goes on when whoever waited for it is gone, so a recovery waits
+    /// for it: it must not add to a file whose end was read.
+    writing: Arc<RwLock<()>>,
 }
 
 struct Lock {
@@ -46,7 +50,7 @@ impl LocalDfs {
     /// When it can't be made.
     pub fn open(base: &Path) -> io::Result<Self> {
         fs::create_dir_all(base)?;
-        Ok(Self { base: Arc::new(base.canonicalize()?) })
+        Ok(Self { base: Arc::new(base.canonicalize()?), writing: Arc::default() })
     }
 
     fn path(&self, path: &DfsPath) -> PathBuf {
@@ -289,6 +293,7 @@ impl Dfs for LocalDfs {
     }
 
     async fn recover(&self, path: &DfsPath) -> Result<Recovered, DfsError> {
+        let _alone = self.writing.write().await;
         // The lane's lock says that whoever wrote it is dead. What it wrote is in the page cache at least; the sync puts
         // it on disk, so that what is found can be called durable.
         self.run("recover", path, |full| {
@@ -327,12 +332,14 @@ impl LocalWriter {
     async fn flush(&mut self, call: &'static str, sync: bool) -> Result<(), DfsError> {
         let refused = |reason: &str| DfsError::Refused { call, path: self.path.clone(), reason: reason.into() };
         let Some(file) = self.file.take() else { return Err(refused("an earlier call on the file failed")) };
+        let writing = Arc::clone(&self.dfs.writing).read_owned().await;
         let buffer = std::mem::take(&mut self.buffer);
         self.buffered = 0;
         let (full, named, len) = (self.full.clone(), self.named, self.len);
         let done = self
             .dfs
             .run(call, &self.path, move |_| {
+                let _writing = writing;
                 let mut writer = BufWriter::with_capacity(SMALL_BYTES, file);
                 for bytes in &buffer {
                     writer.write_all(bytes)?;
@@ -385,6 +392,8 @@ impl DfsWriter for LocalWriter {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt as _;
+
     use super::*;
     use crate::dfs::conformance::{self, Place};
 
@@ -445,6 +454,28 @@ mod tests {
         }
         assert_eq!(writer.close().await.expect("closed"), wanted.len() as u64);
         assert_eq!(dfs.read(&path, 0, usize::MAX).await.expect("read"), wanted);
+    }
+
+    #[tokio::test]
+    async fn a_recovery_waits_for_a_write_that_nobody_waits_for_any_more() {
+        let (_folder, dfs) = folder();
+        let mut left_alone = 0;
+        while left_alone < 20 {
+            let path = DfsPath::base().join("f");
+            let mut writer = dfs.create(&path, options()).await.expect("a new file");
+            for _ in 0..3 {
+                writer.write(vec![7; BUFFER_BYTES / 4].into()).await.expect("kept");
+            }
+            // Begun, and then left alone, unless it was done before anybody could leave.
+            let begun = writer.write(vec![7; 8 * BUFFER_BYTES].into());
+            left_alone += usize::from(begun.now_or_never().is_none());
+            drop(writer);
+            let Recovered::Closed { len } = dfs.recover(&path).await.expect("recovered") else {
+                panic!("a local file is closed");
+            };
+            assert_eq!(len, 8 * BUFFER_BYTES as u64 + 3 * BUFFER_BYTES as u64 / 4);
+            dfs.delete(&path).await.expect("deleted");
+        }
     }
 
     #[tokio::test]

@@ -462,6 +462,21 @@ pub async fn recover_until_closed(dfs: &dyn Dfs, path: &DfsPath) -> Result<Optio
 mod tests {
     use super::*;
 
+    #[test]
+    fn a_path_knows_its_parent_and_name() {
+        let path = DfsPath::base().join("a/b").join("c=1");
+        assert_eq!((path.as_str(), path.name()), ("a/b/c=1", "c=1"));
+        let parents: Vec<_> = std::iter::successors(path.parent(), DfsPath::parent).map(|path| path.0).collect();
+        assert_eq!(parents, ["a/b", "a", ""]);
+    }
+
+    #[test]
+    fn a_name_that_leaves_its_directory_is_never_joined() {
+        for name in ["", ".", "..", "a/../b", "/a", "a/", "a//b", "a\0b"] {
+            assert!(std::panic::catch_unwind(|| DfsPath::base().join(name)).is_err(), "{name:?}");
+        }
+    }
+
     #[tokio::test]
     async fn a_uri_that_names_no_sink_is_refused_with_what_to_write() {
         for uri in [
