@@ -4,4 +4,6 @@ pub mod config;
 pub mod dfs;
 pub mod receive;
 pub mod root;
+pub mod setaside;
+pub mod spool;
 pub mod tier;
