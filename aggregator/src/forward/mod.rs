@@ -1,0 +1,9 @@
+//! Sending what the spool holds to the tier above.
+
+mod client;
+mod route;
+mod state;
+
+pub use self::client::{Client, Failed};
+pub use self::route::Trouble;
+pub use self::state::{Ask, Effect, Failure, ForwardLimits, Forwarder, Outgoing, Part, RequestId, Runs};
