@@ -2,8 +2,13 @@
 
 pub mod config;
 pub mod dfs;
+pub mod edge;
+pub mod forward;
 pub mod receive;
 pub mod root;
 pub mod setaside;
 pub mod spool;
 pub mod tier;
+
+#[cfg(test)]
+mod testing;

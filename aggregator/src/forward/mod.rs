@@ -4,6 +4,6 @@ mod client;
 mod route;
 mod state;
 
-pub use self::client::{Client, Failed};
+pub use self::client::{Client, ClientOptions, Failed};
 pub use self::route::Trouble;
 pub use self::state::{Ask, Effect, Failure, ForwardLimits, Forwarder, Outgoing, Part, RequestId, Runs};

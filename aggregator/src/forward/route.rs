@@ -4,10 +4,6 @@ use std::time::{Duration, Instant};
 
 use tributary_common::http::backoff::{Backoff, BackoffLimits};
 
-/// Pauses after failures.
-const BACKOFF: BackoffLimits =
-    BackoffLimits { initial: Duration::from_millis(200), max: Duration::from_secs(15) };
-
 /// After how long on another node the preferred one is tried again.
 const RETURN_AFTER: Duration = Duration::from_secs(60);
 
@@ -35,9 +31,9 @@ pub(super) struct Route {
 }
 
 impl Route {
-    pub(super) fn new(nodes: usize) -> Self {
+    pub(super) fn new(nodes: usize, backoff: BackoffLimits) -> Self {
         assert!(nodes > 0, "a tier has at least one node, which the topology checks");
-        Self { nodes, current: 0, left_preferred: None, backoff: Backoff::new(BACKOFF), paused_until: None }
+        Self { nodes, current: 0, left_preferred: None, backoff: Backoff::new(backoff), paused_until: None }
     }
 
     /// The node to send to now, as an index into the nodes in order of preference.
@@ -102,10 +98,12 @@ impl Route {
 mod tests {
     use super::*;
 
+    const BACKOFF: BackoffLimits = BackoffLimits { initial: Duration::from_millis(200), max: Duration::from_secs(15) };
+
     #[test]
     fn the_next_node_is_tried_at_once_and_all_of_them_before_a_pause() {
         let now = Instant::now();
-        let mut route = Route::new(3);
+        let mut route = Route::new(3, BACKOFF);
         assert_eq!(route.node(now), Some(0));
         route.fails(now, 0, &Trouble::Broken, 0);
         assert_eq!(route.node(now), Some(1));
@@ -119,7 +117,7 @@ mod tests {
     #[test]
     fn it_returns_to_the_preferred_node() {
         let now = Instant::now();
-        let mut route = Route::new(2);
+        let mut route = Route::new(2, BACKOFF);
         route.fails(now, 0, &Trouble::Broken, 0);
         route.works(1);
         assert_eq!(route.node(now + RETURN_AFTER / 2), Some(1));
@@ -129,7 +127,7 @@ mod tests {
     #[test]
     fn a_full_node_is_asked_again_when_it_said_and_left_only_if_it_stays_full() {
         let mut now = Instant::now();
-        let mut route = Route::new(2);
+        let mut route = Route::new(2, BACKOFF);
         let asked = Duration::from_secs(3);
         for _ in 1..BUSY_BEFORE_LEAVING {
             route.fails(now, 0, &Trouble::Busy(Some(asked)), u64::MAX);
@@ -144,7 +142,7 @@ mod tests {
     #[test]
     fn late_failures_of_a_node_that_was_left_do_not_hurt_the_next() {
         let now = Instant::now();
-        let mut route = Route::new(2);
+        let mut route = Route::new(2, BACKOFF);
         route.fails(now, 0, &Trouble::Broken, 0);
         route.fails(now, 0, &Trouble::Broken, 0);
         assert_eq!(route.node(now), Some(1));

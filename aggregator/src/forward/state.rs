@@ -9,6 +9,7 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use tributary_common::http::backoff::BackoffLimits;
 use tributary_common::ids::{LaneId, StreamId};
 use tributary_common::limits::{MAX_BATCHES_PER_REQUEST, MAX_STREAMS_PER_QUERY};
 use tributary_common::messages::{Answer, Owner, Verdict};
@@ -37,12 +38,16 @@ pub struct ForwardLimits {
     pub request_bytes: u64,
     /// Most requests with batches under way at a time, per route.
     pub requests_in_flight: usize,
+    /// Most of them over all routes: their bodies are in memory.
+    pub total_in_flight: usize,
     /// How often the parent is asked about streams that wait for `committed`.
     pub poll_interval: Duration,
     /// The first rest of a stream that makes no progress; it doubles up to `max_rest`.
     pub rest: Duration,
     /// The longest rest.
     pub max_rest: Duration,
+    /// Pauses of a route after failures.
+    pub backoff: BackoffLimits,
 }
 
 impl Default for ForwardLimits {
@@ -50,9 +55,11 @@ impl Default for ForwardLimits {
         Self {
             request_bytes: 8 << 20,
             requests_in_flight: 4,
+            total_in_flight: 8,
             poll_interval: Duration::from_millis(600),
             rest: Duration::from_millis(100),
             max_rest: Duration::from_secs(10),
+            backoff: BackoffLimits { initial: Duration::from_millis(250), max: Duration::from_secs(30) },
         }
     }
 }
@@ -195,7 +202,7 @@ impl Forwarder {
     #[must_use]
     pub fn new(limits: ForwardLimits, nodes_of_routes: &[usize]) -> Self {
         let routes = nodes_of_routes.iter().map(|&nodes| Lane {
-            route: Route::new(nodes),
+            route: Route::new(nodes, limits.backoff),
             queue: VecDeque::new(),
             under_way: 0,
             polling: false,
@@ -267,7 +274,8 @@ impl Forwarder {
     /// The next request to be made now, if any. Call until there is none.
     pub fn next_request(&mut self, now: Instant, runs: &impl Runs) -> Option<Outgoing> {
         self.wake(now, runs);
-        (0..self.routes.len()).find_map(|route| self.next_send(route, now, runs).or_else(|| self.next_poll(route, now, runs)))
+        (0..self.routes.len())
+            .find_map(|route| self.next_send(route, now, runs).or_else(|| self.next_poll(route, now, runs)))
     }
 
     /// When [`Forwarder::next_request`] may have something without anything else having happened.
@@ -275,7 +283,8 @@ impl Forwarder {
     pub fn next_deadline(&self) -> Option<Instant> {
         let routes = self.routes.iter().flat_map(|lane| {
             let queued = lane.route.paused_until().filter(|_| !lane.queue.is_empty());
-            let poll = lane.next_poll.filter(|_| !lane.polling).map(|at| at.max(lane.route.paused_until().unwrap_or(at)));
+            let poll =
+                lane.next_poll.filter(|_| !lane.polling).map(|at| at.max(lane.route.paused_until().unwrap_or(at)));
             queued.into_iter().chain(poll)
         });
         routes.chain(self.resting.first().map(|(until, _)| *until)).min()
@@ -303,8 +312,12 @@ impl Forwarder {
     }
 
     fn next_send(&mut self, route: usize, now: Instant, runs: &impl Runs) -> Option<Outgoing> {
+        let total = self.under_way();
         let lane = &mut self.routes[route];
-        if lane.queue.is_empty() || lane.under_way >= self.limits.requests_in_flight {
+        if lane.queue.is_empty()
+            || total >= self.limits.total_in_flight
+            || lane.under_way >= self.limits.requests_in_flight
+        {
             return None;
         }
         let node = lane.route.node(now)?;
@@ -331,7 +344,7 @@ impl Forwarder {
             let mut part_bytes = 0;
             for entry in run.safe_from(flow.at) {
                 let len = u64::from(entry.place.len);
-                let fits = bytes + len <= self.limits.request_bytes && part_bytes + len <= share;
+                let fits = bytes + len <= self.limits.request_bytes && (part_bytes == 0 || part_bytes + len <= share);
                 let first = bytes == 0;
                 if batches == MAX_BATCHES_PER_REQUEST || !(fits || first) || (flow.alone && !first) {
                     break;
@@ -409,7 +422,14 @@ impl Forwarder {
     /// The parent answered. `random` is any 64 random bits.
     ///
     /// The caller applies the effects before it calls anything else of this forwarder.
-    pub fn answered(&mut self, now: Instant, id: RequestId, answers: &[Answer], runs: &impl Runs, random: u64) -> Vec<Effect> {
+    pub fn answered(
+        &mut self,
+        now: Instant,
+        id: RequestId,
+        answers: &[Answer],
+        runs: &impl Runs,
+        random: u64,
+    ) -> Vec<Effect> {
         let fits = self.pending.get(&id).is_some_and(|pending| match &pending.ask {
             Ask::Batches(parts) => {
                 let asked = parts.iter().flat_map(|part| part.places.iter().map(|_| part.stream));
@@ -435,15 +455,22 @@ impl Forwarder {
                 }
             }
             Ask::Positions(streams) => {
-                for (((stream, _), sends), answer) in streams.into_iter().zip(pending.sends).zip(answers) {
-                    self.position_answered(stream, sends, answer, runs, &mut effects);
+                for ((asked, sends), answer) in streams.into_iter().zip(pending.sends).zip(answers) {
+                    self.position_answered(asked, sends, answer, runs, &mut effects);
                 }
             }
         }
         effects
     }
 
-    fn part_answered(&mut self, now: Instant, part: &Part, answers: &[Answer], runs: &impl Runs, effects: &mut Vec<Effect>) {
+    fn part_answered(
+        &mut self,
+        now: Instant,
+        part: &Part,
+        answers: &[Answer],
+        runs: &impl Runs,
+        effects: &mut Vec<Effect>,
+    ) {
         let stream = part.stream;
         let committed = self.note_committed(stream, answers, runs, effects);
         let Some(flow) = self.flows.get_mut(&stream) else { return };
@@ -451,7 +478,9 @@ impl Forwarder {
         flow.alone &= answers.iter().any(|answer| answer.verdict != Verdict::Ok);
         let before = flow.at.max(part.committed.offset);
         // Once one batch was not taken, what is said of those behind it says nothing new.
-        let Some(decisive) = answers.iter().find(|answer| answer.verdict != Verdict::Ok).or(answers.last()) else { return };
+        let Some(decisive) = answers.iter().find(|answer| answer.verdict != Verdict::Ok).or(answers.last()) else {
+            return;
+        };
         let waits = match &decisive.verdict {
             Verdict::Ok | Verdict::Expected => false,
             Verdict::Wait { .. } => true,
@@ -462,10 +491,12 @@ impl Forwarder {
         };
         let next = answers.iter().rev().find_map(|answer| answer.next.filter(|_| answer.verdict == Verdict::Ok));
         let next = decisive.next.or(next).map_or(flow.at, |next| next.offset);
-        if next < committed {
-            effects.push(Effect::Alarm { stream, expected: next, committed });
+        // The parent knew what this request said to be committed; what was committed since, it may not know.
+        let alarm = next < part.committed.offset;
+        if alarm {
+            effects.push(Effect::Alarm { stream, expected: next, committed: part.committed.offset });
         } else {
-            flow.at = next;
+            flow.at = next.max(committed);
         }
         if next > before {
             flow.stalls = 0;
@@ -473,7 +504,7 @@ impl Forwarder {
             flow.stalls += 1;
         }
         // Being sent back once is ordinary: the parent was changed, or has lost its spool.
-        if waits || next < committed || flow.stalls > 1 {
+        if waits || alarm || flow.stalls > 1 {
             let rest = self.limits.rest.saturating_mul(1 << flow.stalls.min(16)).min(self.limits.max_rest);
             flow.state = State::Resting(now + rest);
             self.resting.insert((now + rest, stream));
@@ -481,13 +512,22 @@ impl Forwarder {
         self.queue_if_work(stream, runs);
     }
 
-    fn position_answered(&mut self, stream: StreamId, sends: u64, answer: &Answer, runs: &impl Runs, effects: &mut Vec<Effect>) {
+    fn position_answered(
+        &mut self,
+        (stream, told): (StreamId, Position),
+        sends: u64,
+        answer: &Answer,
+        runs: &impl Runs,
+        effects: &mut Vec<Effect>,
+    ) {
         let committed = self.note_committed(stream, std::slice::from_ref(answer), runs, effects);
         let Some(flow) = self.flows.get_mut(&stream).filter(|flow| flow.sends == sends) else { return };
         match (&answer.verdict, answer.next) {
-            (Verdict::Ok | Verdict::Expected, Some(next)) if next.offset >= committed => flow.at = next.offset,
+            (Verdict::Ok | Verdict::Expected, Some(next)) if next.offset >= told.offset => {
+                flow.at = next.offset.max(committed);
+            }
             (Verdict::Ok | Verdict::Expected, Some(next)) => {
-                effects.push(Effect::Alarm { stream, expected: next.offset, committed });
+                effects.push(Effect::Alarm { stream, expected: next.offset, committed: told.offset });
             }
             // What it means for the bytes that are held is decided by offering them.
             (Verdict::Unknown | Verdict::Diverged { .. } | Verdict::Refused { .. }, _) => flow.at = committed,
@@ -499,7 +539,8 @@ impl Forwarder {
     /// Passes on the highest `committed` among the answers. Returns how far the stream is known to be committed then.
     fn note_committed(&self, stream: StreamId, answers: &[Answer], runs: &impl Runs, effects: &mut Vec<Effect>) -> u64 {
         let known = runs.run(stream).map_or(0, |run| run.committed().offset);
-        let told = answers.iter().filter_map(|answer| Some((answer.committed?, answer.owner))).max_by_key(|(at, _)| at.offset);
+        let told =
+            answers.iter().filter_map(|answer| Some((answer.committed?, answer.owner))).max_by_key(|(at, _)| at.offset);
         match told {
             Some((committed, owner)) if committed.offset > known => {
                 effects.push(Effect::Committed { stream, committed, owner });
@@ -510,7 +551,14 @@ impl Forwarder {
     }
 
     /// A request brought no answers. `random` is any 64 random bits.
-    pub fn failed(&mut self, now: Instant, id: RequestId, failure: &Failure, runs: &impl Runs, random: u64) -> Vec<Effect> {
+    pub fn failed(
+        &mut self,
+        now: Instant,
+        id: RequestId,
+        failure: &Failure,
+        runs: &impl Runs,
+        random: u64,
+    ) -> Vec<Effect> {
         let Some(pending) = self.finish(id) else { return Vec::new() };
         let mut effects = Vec::new();
         match failure {

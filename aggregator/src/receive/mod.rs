@@ -48,6 +48,8 @@ const BUSY_RETRY_AFTER: Duration = Duration::from_secs(1);
 pub struct ReceiveLimits {
     /// Most bytes of one request's body.
     pub max_request_bytes: u64,
+    /// Most bytes of one batch.
+    pub max_batch_bytes: u64,
     /// Most bytes of bodies in memory at a time, over all requests. At least `max_request_bytes`.
     pub max_in_flight_bytes: u64,
     /// Longest time between two pieces of a body.
@@ -280,7 +282,19 @@ impl<T: Tier> Receiver<T> {
                     format!("batch {index} of the request (from 0) is bad, nothing of the request was taken: {error}"),
                 )
             };
+            let before = body.len();
             let mut batch = Batch::take_from(&mut body).map_err(bad)?;
+            let batch_bytes = (before - body.len()) as u64;
+            if batch_bytes > self.limits.max_batch_bytes {
+                return Err(Rejected::new(
+                    StatusCode::PAYLOAD_TOO_LARGE,
+                    Reject::TooLarge,
+                    format!(
+                        "batch {index} of the request (from 0) has {batch_bytes} bytes; at most {} are possible: set batch.max_bytes lower",
+                        self.limits.max_batch_bytes
+                    ),
+                ));
+            }
             let frames = batch.verify().map_err(bad)?;
             batch.header.received_ms.get_or_insert(now_ms);
             received.push(Received { batch, frames });

@@ -19,13 +19,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tributary_common::batch::{Batch, BatchHeader};
 use tributary_common::ids::{AgentId, CategoryName, LaneId, StreamId};
+use tributary_common::messages::Owner;
 use tributary_common::position::Position;
 
 use self::io::{Folder, FolderFile};
 pub use self::recovery::{OpenError, Recovery};
 use self::run::{Entry, Offer, Place, Run};
-use self::segment::{HEADER_BYTES, committed_records, file_header, file_name};
 pub use self::segment::{ReadError, read_batch};
+use self::segment::{committed_records, file_header, file_name};
 use crate::setaside::{Piece, SetAside};
 
 /// Most entries at a time. What is kept in memory of one takes about 100 bytes.
@@ -51,6 +52,8 @@ pub struct Stream {
     pub category: CategoryName,
     /// Its run.
     pub run: Run,
+    /// Who said last how far it is committed, where known.
+    pub owner: Option<Owner>,
     /// Since the last [`Spool::forget_idle`].
     mentioned: bool,
 }
@@ -62,6 +65,7 @@ impl Stream {
             agent: header.agent.clone(),
             category: header.category.clone(),
             run: Run::begin(committed),
+            owner: None,
             mentioned: true,
         }
     }
@@ -186,7 +190,7 @@ impl Spool {
             write_needed: false,
             delete: self.garbage(Some(number)).collect(),
         };
-        if group.target.is_none() {
+        if group.offset == 0 {
             group.add(file_header());
         }
         if !group.delete.is_empty() {
@@ -218,23 +222,27 @@ impl Spool {
 
     /// Applies the rule to a batch; what it says to take becomes part of `group`. What its sender knows to be committed is
     /// learned first.
-    pub fn offer(&mut self, group: &mut Group, batch: &Batch) -> Offer {
-        let header = &batch.header;
+    pub fn offer(&mut self, group: &mut Group, batch: &mut Batch) -> Offer {
+        let header = &mut batch.header;
         let stream = self.streams.entry(header.stream).or_insert_with(|| Stream::begin(header, header.committed));
         stream.mentioned = true;
         let left = stream.run.commit(header.committed);
         let offer = stream.run.offer(header.start, header.end);
         if offer == Offer::Take {
+            // The sender may be behind. On disk, the batch says where its run begins if those before it are gone.
+            header.committed = stream.run.committed();
+            let (start, end) = (header.start, header.end);
+            let received_ms = header.received_ms.unwrap_or(0);
+            let id = header.stream;
             let head = batch.encode_head();
             let len = (head.len() + batch.body.len()) as u32;
             let place = Place { segment: group.number, offset: group.offset + group.len, len };
-            let received_ms = header.received_ms.unwrap_or(0);
-            stream.run.push(Entry { start: header.start, end: header.end, place, received_ms });
+            stream.run.push(Entry { start, end, place, received_ms });
             self.entries += 1;
             *self.live.entry(group.number).or_default() += 1;
             group.add(head);
             group.add(batch.body.clone());
-            group.touched.insert(header.stream);
+            group.touched.insert(id);
             group.write_needed = true;
         }
         self.release(left);
@@ -249,8 +257,7 @@ impl Spool {
         if let Some((file, len)) = written.file {
             self.segments.insert(written.number, Segment { file, len });
             self.next_number = self.next_number.max(written.number + 1);
-            // A file that a failed write left longer than what is known of it is not appended to.
-            self.active = written.appendable.then_some(written.number);
+            self.active = Some(written.number);
         }
         for id in written.touched {
             let Some(stream) = self.streams.get_mut(&id) else { continue };
@@ -264,10 +271,11 @@ impl Spool {
         written.result
     }
 
-    /// Learns how far a stream is committed; what that covers leaves.
-    pub fn commit(&mut self, id: StreamId, committed: Position) {
+    /// Learns how far a stream is committed, and who said so; what that covers leaves.
+    pub fn commit(&mut self, id: StreamId, committed: Position, owner: Option<Owner>) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         stream.mentioned = true;
+        stream.owner = owner.or(stream.owner);
         let left = stream.run.commit(committed);
         self.release(left);
     }
@@ -345,8 +353,8 @@ pub enum GroupError {
 /// What has become of a group, for [`Spool::conclude`].
 pub struct Written {
     number: u64,
+    /// The file and how much of it counts.
     file: Option<(Arc<dyn FolderFile>, u64)>,
-    appendable: bool,
     touched: HashSet<StreamId>,
     deleted: Vec<u64>,
     result: Result<(), GroupError>,
@@ -390,28 +398,24 @@ impl Group {
                 }
             }
         }
-        let (file, appendable) = match (self.target, &result) {
-            (Some(file), Ok(())) if self.write_needed => (Some((file, self.offset + self.len)), true),
-            (Some(file), Err(_)) => {
-                let cut = file.truncate(self.offset).is_ok();
-                let len = if cut { self.offset } else { file.len().unwrap_or(self.offset + self.len) };
-                // An empty file of a group that failed is of no use, and counts as a file without live entries.
-                (Some((file, len)), cut && self.offset >= HEADER_BYTES)
-            }
-            _ => (None, false),
-        };
-        Written { number: self.number, file, appendable, touched: self.touched, deleted, result }
+        let written = if self.write_needed && result.is_ok() { self.len } else { 0 };
+        let file = self.target.map(|file| (file, self.offset + written));
+        Written { number: self.number, file, touched: self.touched, deleted, result }
     }
 
     fn append(&mut self) -> Result<(), GroupError> {
-        let made = self.target.is_none();
-        if made {
+        if self.target.is_none() {
             self.target = Some(self.folder.create(&file_name(self.number)).map_err(GroupError::Write)?);
         }
         let Some(file) = &self.target else { return Ok(()) };
+        // A group that failed may have left something. It must not stay behind what is written now: a restart takes only
+        // the end of the newest file for something that nobody was told of.
+        if file.len().map_err(GroupError::Write)? > self.offset {
+            file.truncate(self.offset).map_err(GroupError::Write)?;
+        }
         file.write_at(&self.pieces, self.offset).map_err(GroupError::Write)?;
         file.sync().map_err(GroupError::Sync)?;
-        if made {
+        if self.offset == 0 {
             self.folder.sync().map_err(GroupError::Sync)?;
         }
         Ok(())

@@ -3,7 +3,7 @@
 //! | State | What is done |
 //! |---|---|
 //! | the newest file ends inside of a record, or in zeros | cut off: nobody was told of it |
-//! | a corrupt part, anywhere | what is in front of it stays; from it to the end of the file is set aside and cut off, loudly |
+//! | a corrupt part, anywhere (also a torn end that can't be told from one) | what is in front of it stays; from it to the end of the file is set aside and cut off, loudly |
 //! | a file that is not ours, or of another version | set aside, loudly |
 //! | an empty file, or one whose good part is empty | deleted |
 //! | entries that no longer continue their stream's run (what was between is gone) | dropped and counted: `next` falls back and the sender, who still has them, sends them again |
@@ -23,7 +23,7 @@ use tributary_common::ids::StreamId;
 use tributary_common::position::Position;
 
 use super::io::{Folder, FolderFile};
-use super::run::{Entry, Offer, Place, Run};
+use super::run::{Entry, Offer, Place};
 use super::segment::{Damage, Record, Scan, file_name, file_number, scan};
 use super::{Segment, Stream};
 use crate::setaside::{Piece, SetAside};
@@ -104,6 +104,9 @@ pub(super) fn recover(folder: &Arc<dyn Folder>, set_aside: &SetAside) -> Result<
         }
         segments.insert(number, Segment { file, len: kept_len });
     }
+
+    // The newest file's name may be as new as its end.
+    folder.sync().map_err(failed("sync the folder"))?;
 
     let mut streams: HashMap<StreamId, Stream> = HashMap::new();
     let mut live: HashMap<u64, u64> = HashMap::new();

@@ -183,7 +183,7 @@ fn record_at(
     let total = prefix.total_len();
     let place = Place { segment: number, offset, len: total as u32 };
     let header = if bodies {
-        let (batch, _) = read_batch(file, place).map_err(|error| match error {
+        let batch = read_batch(file, place).map_err(|error| match error {
             ReadError::Io(error) => Damage::Unreadable(error),
             ReadError::Corrupt(error) => Damage::Corrupt(error),
         })?;
@@ -220,22 +220,21 @@ pub enum ReadError {
     Corrupt(#[from] BatchError),
 }
 
-/// Reads and verifies the batch at `place`; also gives its bytes as they are on disk.
+/// Reads and verifies the batch at `place`.
 ///
 /// # Errors
 /// When the disk or the checksums say no.
-pub fn read_batch(file: &dyn FolderFile, place: Place) -> Result<(Batch, Bytes), ReadError> {
+pub fn read_batch(file: &dyn FolderFile, place: Place) -> Result<Batch, ReadError> {
     let mut buffer = vec![0; place.len as usize];
     let have = file.read_at(&mut buffer, place.offset)?;
     buffer.truncate(have);
-    let bytes = Bytes::from(buffer);
-    let mut rest = bytes.clone();
+    let mut rest = Bytes::from(buffer);
     let batch = Batch::take_from(&mut rest)?;
     if !rest.is_empty() {
         return Err(BatchError::CorruptHeader("its length is not that of its entry").into());
     }
     batch.verify()?;
-    Ok((batch, bytes))
+    Ok(batch)
 }
 
 #[cfg(test)]

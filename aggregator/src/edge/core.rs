@@ -1,0 +1,682 @@
+//! The task that owns an edge's state.
+
+use std::collections::{HashMap, VecDeque};
+use std::fs::File;
+use std::future::pending;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures::future::join_all;
+use serde_json::json;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{JoinHandle, JoinSet};
+use tributary_common::http::endpoint::Endpoint;
+use tributary_common::ids::StreamId;
+use tributary_common::messages::{Answer, PositionsQuery, StreamQuery, Verdict};
+use tributary_common::position::Position;
+
+use super::metrics::{EdgeMetrics, ForwardError, Outcome, Reason};
+use super::{EdgeOptions, Shown};
+use crate::forward::{Ask, Client, Effect, Failed, Failure, Forwarder, Outgoing, RequestId, Trouble};
+use crate::receive::wall_clock_ms;
+use crate::setaside::{Piece, SetAside};
+use crate::spool::run::{Entry, Offer, Place};
+use crate::spool::{GroupError, ReadError, Spool, Written, read_batch};
+use crate::tier::{Overloaded, Received};
+
+/// What was offered is put into one group up to this size.
+const GROUP_BYTES: u64 = 32 << 20;
+
+/// When a sender may come again after a write to the spool failed or found no room.
+const NO_ROOM_RETRY_AFTER: Duration = Duration::from_secs(5);
+
+/// How often the state is shown, and its bounds are looked at.
+const TICK: Duration = Duration::from_millis(500);
+
+/// How often runs are looked through for what is too old, broken or forgotten.
+const SWEEP: Duration = Duration::from_secs(60);
+
+/// After what time setting aside is tried again.
+const KEEP_RETRY: Duration = Duration::from_secs(30);
+
+/// How long the last word about a stream is remembered for its sender. One that comes later begins anew, and is told again.
+const ENDED_FOR: Duration = Duration::from_secs(3600);
+
+/// Most last words that are remembered.
+const MAX_ENDED: usize = 100_000;
+
+/// Most questions to the parent tier at a time on behalf of senders.
+const MAX_QUESTIONS: usize = 64;
+
+/// Most streams that the status names.
+const SHOWN_STREAMS: usize = 20;
+
+pub(super) enum Message {
+    Offer { batches: Vec<Received>, reply: oneshot::Sender<Result<Vec<Answer>, Overloaded>> },
+    Positions { query: PositionsQuery, reply: oneshot::Sender<Result<Vec<Answer>, Overloaded>> },
+    Stop { reply: oneshot::Sender<()> },
+}
+
+struct Offered {
+    batches: Vec<Received>,
+    reply: oneshot::Sender<Result<Vec<Answer>, Overloaded>>,
+}
+
+/// A request whose batches were put to the rule; it is answered when the group is on disk.
+struct Decided {
+    outcomes: Vec<(StreamId, Option<Offer>)>,
+    reply: oneshot::Sender<Result<Vec<Answer>, Overloaded>>,
+}
+
+struct Ended {
+    verdict: Verdict,
+    since: Instant,
+}
+
+/// Entries that are to be set aside, and are needed until they are.
+struct Keep {
+    stream: StreamId,
+    reason: Reason,
+    entries: Vec<Entry>,
+    pieces: Vec<Piece>,
+}
+
+enum Sent {
+    Answered { batches: u64, bytes: u64, answers: Vec<Answer> },
+    Failed(Failed),
+    Unreadable { stream: StreamId, place: Place, error: ReadError },
+}
+
+pub(super) struct Core {
+    options: EdgeOptions,
+    spool: Spool,
+    forwarder: Forwarder,
+    set_aside: Arc<SetAside>,
+    client: Arc<Client>,
+    metrics: Arc<EdgeMetrics>,
+    shown: Arc<Mutex<Shown>>,
+    ended: HashMap<StreamId, Ended>,
+    waiting: VecDeque<Offered>,
+    group: Option<(JoinHandle<Written>, Vec<Decided>)>,
+    last_group: Option<Instant>,
+    requests: JoinSet<(RequestId, Sent)>,
+    questions: JoinSet<()>,
+    keeping: JoinSet<(Keep, bool)>,
+    keep_again: Vec<(Instant, Keep)>,
+    next_tick: Instant,
+    next_sweep: Instant,
+    trouble: Option<String>,
+    _lock: Option<File>,
+}
+
+impl Core {
+    pub(super) fn new(
+        options: EdgeOptions,
+        spool: Spool,
+        set_aside: Arc<SetAside>,
+        client: Client,
+        metrics: Arc<EdgeMetrics>,
+        shown: Arc<Mutex<Shown>>,
+        lock: Option<File>,
+    ) -> Self {
+        let nodes: Vec<usize> = options.routes.iter().map(Vec::len).collect();
+        let mut forwarder = Forwarder::new(options.forward, &nodes);
+        for (id, stream) in spool.streams() {
+            forwarder.notice(id, stream.lane, &spool);
+        }
+        let now = Instant::now();
+        Self {
+            options,
+            spool,
+            forwarder,
+            set_aside,
+            client: Arc::new(client),
+            metrics,
+            shown,
+            ended: HashMap::new(),
+            waiting: VecDeque::new(),
+            group: None,
+            last_group: None,
+            requests: JoinSet::new(),
+            questions: JoinSet::new(),
+            keeping: JoinSet::new(),
+            keep_again: Vec::new(),
+            next_tick: now,
+            next_sweep: now + SWEEP,
+            trouble: None,
+            _lock: lock,
+        }
+    }
+
+    pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Message>) {
+        loop {
+            let now = Instant::now();
+            self.begin_group(now);
+            self.send(now);
+            let deadline = self.deadline();
+            tokio::select! {
+                message = inbox.recv() => match message {
+                    None => return,
+                    Some(Message::Stop { reply }) => {
+                        if let Some((group, decided)) = self.group.take() {
+                            self.end_group(join(group.await), decided);
+                        }
+                        self.show();
+                        // Nobody may be left to hear it.
+                        let _ = reply.send(());
+                        return;
+                    }
+                    Some(message) => self.hear(message, now),
+                },
+                written = group_done(&mut self.group) => {
+                    if let Some((_, decided)) = self.group.take() {
+                        self.end_group(written, decided);
+                    }
+                }
+                Some(done) = self.requests.join_next() => {
+                    let (id, sent) = join(done);
+                    self.sent(id, sent, Instant::now());
+                }
+                Some(_) = self.questions.join_next() => {}
+                Some(done) = self.keeping.join_next() => {
+                    let (keep, kept) = join(done);
+                    self.kept(keep, kept, Instant::now());
+                }
+                () = tokio::time::sleep_until(deadline.into()) => self.tick(Instant::now()),
+            }
+        }
+    }
+
+    fn deadline(&self) -> Instant {
+        let group = self.group_due().filter(|_| self.group.is_none());
+        [Some(self.next_tick), group, self.forwarder.next_deadline()]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(self.next_tick)
+    }
+
+    fn hear(&mut self, message: Message, now: Instant) {
+        match message {
+            Message::Offer { batches, reply } => self.waiting.push_back(Offered { batches, reply }),
+            Message::Positions { query, reply } => self.positions(query, reply, now),
+            Message::Stop { .. } => {}
+        }
+    }
+
+    // ---- groups
+
+    /// When the next group should begin, if there is anything to do.
+    fn group_due(&self) -> Option<Instant> {
+        let wanted = !self.waiting.is_empty() || self.spool.has_garbage();
+        wanted.then(|| self.last_group.map_or_else(Instant::now, |last| last + self.options.sync_interval))
+    }
+
+    fn begin_group(&mut self, now: Instant) {
+        if self.group.is_some() || self.group_due().is_none_or(|due| now < due) {
+            return;
+        }
+        let mut group = self.spool.plan();
+        let mut decided = Vec::new();
+        while group.bytes() < GROUP_BYTES {
+            let Some(mut offered) = self.waiting.pop_front() else { break };
+            // Whoever gave up waiting sends it again.
+            if offered.reply.is_closed() {
+                continue;
+            }
+            let bytes = offered.batches.iter().map(|one| one.batch.body.len() as u64 + 1024).sum();
+            if let Err(full) = self.spool.room(&group, offered.batches.len() as u64, bytes) {
+                self.metrics.offered(Outcome::NoRoom, offered.batches.len() as u64);
+                self.trouble = Some(full.to_string());
+                let _ =
+                    offered.reply.send(Err(Overloaded { reason: full.to_string(), retry_after: NO_ROOM_RETRY_AFTER }));
+                continue;
+            }
+            let mut outcomes = Vec::with_capacity(offered.batches.len());
+            for Received { batch, .. } in &mut offered.batches {
+                let header = &batch.header;
+                let id = header.stream;
+                // One that begins where its stream is committed begins anew.
+                if header.start.offset == header.committed.offset {
+                    self.ended.remove(&id);
+                }
+                if self.ended.contains_key(&id) {
+                    self.metrics.offered(Outcome::Ended, 1);
+                    outcomes.push((id, None));
+                    continue;
+                }
+                let offer = self.spool.offer(&mut group, batch);
+                self.metrics.offered(Outcome::from(&offer), 1);
+                outcomes.push((id, Some(offer)));
+            }
+            decided.push(Decided { outcomes, reply: offered.reply });
+        }
+        self.last_group = Some(now);
+        if group.is_idle() {
+            // Whatever is answered now is on disk since an earlier group.
+            self.end_group(group.write(), decided);
+        } else {
+            self.metrics.groups.inc();
+            self.group = Some((tokio::task::spawn_blocking(move || group.write()), decided));
+        }
+    }
+
+    fn end_group(&mut self, written: Written, decided: Vec<Decided>) {
+        let failed = match self.spool.conclude(written) {
+            Ok(()) => None,
+            Err(error @ GroupError::Write(_)) => {
+                self.metrics.failed_groups.inc();
+                tracing::error!(error = %error, "a group of batches was not taken");
+                self.trouble = Some(error.to_string());
+                Some(Overloaded { reason: error.to_string(), retry_after: NO_ROOM_RETRY_AFTER })
+            }
+            Err(error @ GroupError::Sync(_)) => {
+                tracing::error!(error = %error, "ending the process: what the disk has is found out by reading it again");
+                // Going on would mean to promise what may be gone; see `GroupError::Sync`.
+                std::process::abort();
+            }
+        };
+        for one in decided {
+            let took = one.outcomes.iter().any(|(_, offer)| *offer == Some(Offer::Take));
+            let answer = match &failed {
+                Some(failed) if took => Err(failed.clone()),
+                _ => Ok(one.outcomes.iter().map(|(id, offer)| self.answer(*id, offer.as_ref())).collect()),
+            };
+            for (id, _) in &one.outcomes {
+                if let Some(stream) = self.spool.stream(*id) {
+                    self.forwarder.notice(*id, stream.lane, &self.spool);
+                }
+            }
+            // Whoever gave up waiting asks again.
+            let _ = one.reply.send(answer);
+        }
+    }
+
+    fn answer(&self, id: StreamId, offer: Option<&Offer>) -> Answer {
+        if let Some(ended) = self.ended.get(&id) {
+            return self.last_word(id, &ended.verdict);
+        }
+        let Some(stream) = self.spool.stream(id) else {
+            let verdict =
+                Verdict::Wait { reason: "the stream's run has just ended here; offer the batch again".into() };
+            return Answer { stream: id, next: None, committed: None, owner: None, verdict };
+        };
+        let run = &stream.run;
+        Answer {
+            stream: id,
+            next: Some(run.next()),
+            committed: Some(run.committed()),
+            owner: stream.owner,
+            verdict: match offer {
+                None | Some(Offer::Take | Offer::Held | Offer::BelowCommitted) => Verdict::Ok,
+                Some(Offer::Beyond) => Verdict::Expected,
+                Some(Offer::Diverged) => Verdict::Diverged { history: run.history() },
+            },
+        }
+    }
+
+    fn last_word(&self, id: StreamId, verdict: &Verdict) -> Answer {
+        Answer { stream: id, next: None, committed: None, owner: None, verdict: verdict.clone() }
+    }
+
+    // ---- questions
+
+    fn positions(
+        &mut self,
+        query: PositionsQuery,
+        reply: oneshot::Sender<Result<Vec<Answer>, Overloaded>>,
+        now: Instant,
+    ) {
+        let mut answers: Vec<Option<Answer>> = Vec::with_capacity(query.streams.len());
+        let mut unknown: HashMap<usize, Vec<(usize, StreamQuery)>> = HashMap::new();
+        for (index, asked) in query.streams.into_iter().enumerate() {
+            let id = asked.stream;
+            if let Some(committed) = asked.committed {
+                self.spool.commit(id, committed, None);
+            }
+            if self.ended.contains_key(&id) || self.spool.stream(id).is_some() {
+                answers.push(Some(self.answer(id, None)));
+            } else {
+                answers.push(None);
+                unknown.entry(self.forwarder.route_of(asked.lane)).or_default().push((index, asked));
+            }
+        }
+        if unknown.is_empty() {
+            // Whoever gave up waiting asks again.
+            let _ = reply.send(Ok(answers.into_iter().flatten().collect()));
+            return;
+        }
+        if self.questions.len() >= MAX_QUESTIONS {
+            let reason = format!("{MAX_QUESTIONS} questions to the tier above are under way");
+            let _ = reply.send(Err(Overloaded { reason, retry_after: Duration::from_secs(1) }));
+            return;
+        }
+        let asks = unknown.into_iter().map(|(route, asked)| {
+            let node = self.forwarder.node(route, now).map(|node| self.options.routes[route][node].clone());
+            ask_above(Arc::clone(&self.client), node, asked)
+        });
+        let asks: Vec<_> = asks.collect();
+        self.questions.spawn(async move {
+            for (index, answer) in join_all(asks).await.into_iter().flatten() {
+                answers[index] = Some(answer);
+            }
+            // Whoever gave up waiting asks again.
+            let _ = reply.send(Ok(answers.into_iter().flatten().collect()));
+        });
+    }
+
+    // ---- forwarding
+
+    fn send(&mut self, now: Instant) {
+        while let Some(outgoing) = self.forwarder.next_request(now, &self.spool) {
+            let Outgoing { id, route, node, ask } = outgoing;
+            let endpoint = self.options.routes[route][node].clone();
+            let client = Arc::clone(&self.client);
+            match ask {
+                Ask::Batches(parts) => {
+                    let mut reads = Vec::new();
+                    for part in parts {
+                        for place in part.places {
+                            // A place of a run is in a segment that is there: it is needed.
+                            if let Some(piece) = self.spool.piece(place) {
+                                reads.push((part.stream, part.committed, place, piece));
+                            }
+                        }
+                    }
+                    self.requests.spawn(async move { (id, send_batches(&client, &endpoint, reads).await) });
+                }
+                Ask::Positions(streams) => {
+                    let streams = streams.into_iter().filter_map(|(id, committed)| {
+                        let stream = self.spool.stream(id)?;
+                        Some(StreamQuery {
+                            lane: stream.lane,
+                            agent: stream.agent.clone(),
+                            category: stream.category.clone(),
+                            stream: id,
+                            committed: Some(committed),
+                        })
+                    });
+                    let query = PositionsQuery { streams: streams.collect() };
+                    self.requests.spawn(async move {
+                        let sent = match client.positions(&endpoint, &query).await {
+                            Ok(answers) => Sent::Answered { batches: 0, bytes: 0, answers },
+                            Err(failed) => Sent::Failed(failed),
+                        };
+                        (id, sent)
+                    });
+                }
+            }
+        }
+    }
+
+    fn sent(&mut self, id: RequestId, sent: Sent, now: Instant) {
+        let effects = match sent {
+            Sent::Answered { batches, bytes, answers } => {
+                self.metrics.forwarded_batches.inc_by(batches);
+                self.metrics.forwarded_bytes.inc_by(bytes);
+                self.forwarder.answered(now, id, &answers, &self.spool, rand::random())
+            }
+            Sent::Failed(failed) => {
+                let kind = match &failed.failure {
+                    Failure::Trouble(Trouble::Broken) => ForwardError::Broken,
+                    Failure::Trouble(Trouble::Busy(_)) => ForwardError::Busy,
+                    Failure::Rejected { .. } => ForwardError::Rejected,
+                };
+                self.metrics.forward_failed(kind);
+                match kind {
+                    ForwardError::Busy => tracing::debug!(error = %failed, "the tier above has no room now"),
+                    ForwardError::Broken => tracing::warn!(error = %failed, "a request to the tier above failed"),
+                    ForwardError::Rejected => tracing::error!(error = %failed, "the tier above rejected a request"),
+                }
+                self.forwarder.failed(now, id, &failed.failure, &self.spool, rand::random())
+            }
+            Sent::Unreadable { stream, place, error } => {
+                self.unreadable(stream, place, &error);
+                self.forwarder.withdrawn(id, &self.spool);
+                Vec::new()
+            }
+        };
+        for effect in effects {
+            match effect {
+                Effect::Committed { stream, committed, owner } => self.spool.commit(stream, committed, owner),
+                Effect::Ended { stream, verdict } => self.end_stream(stream, verdict, now),
+                Effect::Alarm { stream, expected, committed } => {
+                    self.metrics.alarms.inc();
+                    tracing::error!(
+                        %stream, expected, committed,
+                        "the tier above expects bytes that it had said to be committed: it has lost data that it had promised to keep"
+                    );
+                }
+            }
+        }
+    }
+
+    fn unreadable(&mut self, stream: StreamId, place: Place, error: &ReadError) {
+        let piece = self.spool.piece(place);
+        let dropped = self.spool.cut(stream, place);
+        tracing::error!(
+            %stream, segment = place.segment, offset = place.offset, error = %error, dropped,
+            "a batch in the spool can't be read any more: its stream's run ends before it, its sender sends it again"
+        );
+        if dropped > 0
+            && let Some(piece) = piece
+        {
+            self.keep(Keep { stream, reason: Reason::Corrupt, entries: Vec::new(), pieces: vec![piece] });
+        }
+    }
+
+    fn end_stream(&mut self, id: StreamId, verdict: Verdict, now: Instant) {
+        let reason = Reason::of(&verdict);
+        let entries = self.spool.end(id);
+        self.forwarder.forget(id);
+        tracing::warn!(stream = %id, batches = entries.len(), verdict = reason.label(), "the tier above takes no more of a stream");
+        if self.ended.len() < MAX_ENDED {
+            self.ended.insert(id, Ended { verdict, since: now });
+        }
+        self.keep_entries(id, reason, entries);
+    }
+
+    // ---- setting aside
+
+    fn keep_entries(&mut self, stream: StreamId, reason: Reason, entries: Vec<Entry>) {
+        if entries.is_empty() {
+            return;
+        }
+        let pieces = entries.iter().filter_map(|entry| self.spool.piece(entry.place)).collect();
+        self.keep(Keep { stream, reason, entries, pieces });
+    }
+
+    fn keep(&mut self, keep: Keep) {
+        let set_aside = Arc::clone(&self.set_aside);
+        let metrics = Arc::clone(&self.metrics);
+        self.keeping.spawn_blocking(move || {
+            let label = format!("{}-{}.batches", keep.reason.label(), keep.stream);
+            let kept = match set_aside.keep(&label, &keep.pieces) {
+                Ok(name) => {
+                    metrics.set_aside(keep.reason, keep.pieces.len() as u64);
+                    tracing::warn!(stream = %keep.stream, batches = keep.pieces.len(), file = name, "batches set aside");
+                    true
+                }
+                Err(error) => {
+                    metrics.set_aside_errors.inc();
+                    tracing::error!(stream = %keep.stream, error = %error, "batches stay in the spool: they can't be set aside");
+                    false
+                }
+            };
+            (keep, kept)
+        });
+    }
+
+    fn kept(&mut self, keep: Keep, kept: bool, now: Instant) {
+        if kept {
+            self.spool.release(keep.entries);
+        } else if !keep.entries.is_empty() {
+            self.keep_again.push((now + KEEP_RETRY, keep));
+        }
+    }
+
+    // ---- time
+
+    fn tick(&mut self, now: Instant) {
+        if now < self.next_tick {
+            return;
+        }
+        self.next_tick = now + TICK;
+        let (due, later) = std::mem::take(&mut self.keep_again).into_iter().partition(|(at, _)| *at <= now);
+        self.keep_again = later;
+        let due: Vec<(Instant, Keep)> = due;
+        due.into_iter().for_each(|(_, keep)| self.keep(keep));
+        if now >= self.next_sweep {
+            self.next_sweep = now + SWEEP;
+            self.sweep(now);
+        }
+        self.show();
+        self.trouble = None;
+    }
+
+    fn sweep(&mut self, now: Instant) {
+        self.ended.retain(|_, ended| now.duration_since(ended.since) < ENDED_FOR);
+        for (id, stream) in self.spool.streams() {
+            if let Some(invariant) = stream.run.broken_invariant() {
+                self.metrics.broken_invariants.inc();
+                tracing::error!(stream = %id, invariant, run = ?stream.run, "an invariant of a run does not hold: a bug");
+            }
+        }
+        let oldest =
+            wall_clock_ms().saturating_sub(i64::try_from(self.options.max_age.as_millis()).unwrap_or(i64::MAX));
+        let old: Vec<StreamId> = (self.spool.streams())
+            .filter(|(_, stream)| stream.run.entries().next().is_some_and(|entry| entry.received_ms < oldest))
+            .map(|(id, _)| id)
+            .collect();
+        for id in old {
+            // The run is dropped without a last word: a sender that still has the bytes brings them anew.
+            let entries = self.spool.end(id);
+            self.forwarder.forget(id);
+            self.keep_entries(id, Reason::TooOld, entries);
+        }
+        self.spool.forget_idle();
+        self.forwarder.retain(&self.spool);
+    }
+
+    fn show(&mut self) {
+        let (bytes, entries, segments) = (self.spool.bytes(), self.spool.entries(), self.spool.segments());
+        let streams = self.spool.streams().len();
+        let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        self.metrics.spool_bytes.set(gauge(bytes));
+        self.metrics.spool_batches.set(gauge(entries));
+        self.metrics.spool_segments.set(gauge(segments as u64));
+        self.metrics.streams.set(gauge(streams as u64));
+        self.metrics.set_aside_bytes.set(gauge(self.set_aside.bytes()));
+        let now_ms = wall_clock_ms();
+        let mut waiting: Vec<_> = (self.spool.streams())
+            .filter_map(|(id, stream)| Some((stream.run.entries().next()?.received_ms, id, stream)))
+            .collect();
+        let oldest_ms = waiting.iter().map(|(received_ms, ..)| now_ms - received_ms).max();
+        let held_streams = waiting.len();
+        if waiting.len() > SHOWN_STREAMS {
+            waiting.select_nth_unstable_by_key(SHOWN_STREAMS, |(received_ms, ..)| *received_ms);
+            waiting.truncate(SHOWN_STREAMS);
+        }
+        let waiting: Vec<_> = waiting
+            .into_iter()
+            .map(|(received_ms, id, stream)| {
+                json!({
+                    "stream": id, "agent": stream.agent, "category": stream.category,
+                    "committed": stream.run.committed().offset, "next": stream.run.next().offset,
+                    "batches": stream.run.entries().len(), "oldest_ms": now_ms - received_ms,
+                })
+            })
+            .collect();
+        let routes: Vec<_> = (self.forwarder.health())
+            .zip(&self.options.routes)
+            .map(|((node, failures), nodes)| {
+                let nodes: Vec<&str> = nodes.iter().map(Endpoint::as_str).collect();
+                json!({ "nodes": nodes, "current": nodes[node], "failures": failures })
+            })
+            .collect();
+        let status = json!({
+            "spool": {
+                "bytes": bytes, "max_bytes": self.options.spool.max_bytes, "segments": segments, "batches": entries,
+                "oldest_ms": oldest_ms,
+            },
+            "streams": { "known": streams, "held": held_streams, "ended": self.ended.len(), "oldest": waiting },
+            "parents": routes,
+            "requests_under_way": self.forwarder.under_way(),
+            "set_aside": { "bytes": self.set_aside.bytes(), "waiting": self.keep_again.len() + self.keeping.len() },
+            "trouble": self.trouble,
+        });
+        let mut shown = self.shown.lock().expect("nothing panics while the lock is held");
+        *shown = Shown { status, trouble: self.trouble.clone() };
+    }
+}
+
+/// A task of ours that panicked is a bug which must not be mistaken for an outcome: it goes on in the task that waits.
+fn join<T>(done: Result<T, tokio::task::JoinError>) -> T {
+    done.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+}
+
+async fn group_done(group: &mut Option<(JoinHandle<Written>, Vec<Decided>)>) -> Written {
+    match group {
+        Some((handle, _)) => join(handle.await),
+        None => pending().await,
+    }
+}
+
+/// Asks the tier above about streams of which there is no run here.
+async fn ask_above(
+    client: Arc<Client>,
+    node: Option<Endpoint>,
+    asked: Vec<(usize, StreamQuery)>,
+) -> Vec<(usize, Answer)> {
+    let (indexes, streams): (Vec<usize>, Vec<StreamQuery>) = asked.into_iter().unzip();
+    let query = PositionsQuery { streams };
+    let answered = match &node {
+        Some(node) => client.positions(node, &query).await.map_err(|failed| failed.to_string()),
+        None => Err("the last requests to it failed; the next one waits a little".into()),
+    };
+    let reason = match answered {
+        Ok(answers)
+            if answers.iter().map(|answer| answer.stream).eq(query.streams.iter().map(|asked| asked.stream)) =>
+        {
+            // What is beyond `committed` would have to be here before a sender may go on behind it.
+            let answers = answers.into_iter().map(|answer| Answer { next: answer.committed, ..answer });
+            return indexes.into_iter().zip(answers).collect();
+        }
+        Ok(_) => "its answers are not to what was asked".into(),
+        Err(error) => error,
+    };
+    let reason = format!("the tier above can't be asked about this stream now: {reason}");
+    let wait = |stream: &StreamQuery| Answer {
+        stream: stream.stream,
+        next: None,
+        committed: None,
+        owner: None,
+        verdict: Verdict::Wait { reason: reason.clone() },
+    };
+    indexes.into_iter().zip(query.streams.iter().map(wait)).collect()
+}
+
+async fn send_batches(client: &Client, to: &Endpoint, reads: Vec<(StreamId, Position, Place, Piece)>) -> Sent {
+    let batches = reads.len() as u64;
+    let read = tokio::task::spawn_blocking(move || {
+        let mut pieces: Vec<Bytes> = Vec::with_capacity(reads.len() * 2);
+        for (stream, committed, place, piece) in reads {
+            let mut batch = read_batch(&*piece.file, place).map_err(|error| (stream, place, error))?;
+            batch.header.committed = committed;
+            pieces.push(batch.encode_head());
+            pieces.push(batch.body);
+        }
+        Ok(pieces)
+    });
+    match join(read.await) {
+        Ok(pieces) => {
+            let bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
+            match client.batches(to, pieces).await {
+                Ok(answers) => Sent::Answered { batches, bytes, answers },
+                Err(failed) => Sent::Failed(failed),
+            }
+        }
+        Err((stream, place, error)) => Sent::Unreadable { stream, place, error },
+    }
+}

@@ -1,0 +1,178 @@
+//! The forwarder's HTTP.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Mutex;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, StatusCode};
+use hyper::body::{Body, Frame, SizeHint};
+use tributary_common::http::backoff::retry_after;
+use tributary_common::http::endpoint::Endpoint;
+use tributary_common::messages::{
+    Answer, Answers, BATCHES_CONTENT_TYPE, BATCHES_PATH, POSITIONS_PATH, PositionsQuery, Problem,
+};
+
+use super::route::Trouble;
+use super::state::Failure;
+
+/// Most bytes of a response that are read: answers for the most batches, each with a full history, take less.
+const MAX_RESPONSE_BYTES: usize = 64 << 20;
+
+/// Timeouts towards the parent tier.
+#[derive(Debug, Clone, Copy)]
+pub struct ClientOptions {
+    /// For a connection.
+    pub connect_timeout: Duration,
+    /// For a whole request.
+    pub request_timeout: Duration,
+    /// After which connections are made anew, so that a node that came back gets its share.
+    pub max_connection_age: Duration,
+}
+
+/// A request brought no answers.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{url}: {error}")]
+pub struct Failed {
+    /// Where it went.
+    pub url: String,
+    /// What went wrong.
+    pub error: String,
+    /// What that means.
+    pub failure: Failure,
+}
+
+/// Asks nodes of the parent tier.
+pub struct Client {
+    options: ClientOptions,
+    current: Mutex<(reqwest::Client, Instant)>,
+}
+
+impl Client {
+    /// # Errors
+    /// When the HTTP library can't be set up.
+    pub fn new(options: ClientOptions) -> Result<Self, reqwest::Error> {
+        Ok(Self { options, current: Mutex::new((build(options)?, Instant::now())) })
+    }
+
+    fn client(&self) -> reqwest::Client {
+        let mut current = self.current.lock().expect("nothing panics while the lock is held");
+        if current.1.elapsed() >= self.options.max_connection_age
+            && let Ok(fresh) = build(self.options)
+        {
+            // The old connections close when the requests on them are done.
+            *current = (fresh, Instant::now());
+        }
+        current.0.clone()
+    }
+
+    /// Offers batches: the pieces of memory that make them up, in order.
+    ///
+    /// # Errors
+    /// When there is no answer to the batches.
+    pub async fn batches(&self, to: &Endpoint, pieces: Vec<Bytes>) -> Result<Vec<Answer>, Failed> {
+        let body = reqwest::Body::wrap(Pieces::new(pieces));
+        self.post(to.url(BATCHES_PATH), BATCHES_CONTENT_TYPE, body).await
+    }
+
+    /// Asks for positions.
+    ///
+    /// # Errors
+    /// When there is no answer to the question.
+    pub async fn positions(&self, to: &Endpoint, query: &PositionsQuery) -> Result<Vec<Answer>, Failed> {
+        let body = serde_json::to_vec(query).expect("messages have text keys and no failing serializers");
+        self.post(to.url(POSITIONS_PATH), "application/json", body.into()).await
+    }
+
+    async fn post(&self, url: String, content_type: &'static str, body: reqwest::Body) -> Result<Vec<Answer>, Failed> {
+        let broken = |error: String| Failed { url: url.clone(), error, failure: Failure::Trouble(Trouble::Broken) };
+        let sent = self
+            .client()
+            .post(&url)
+            .header(CONTENT_TYPE, HeaderValue::from_static(content_type))
+            .body(body)
+            .send()
+            .await;
+        let mut response = sent.map_err(|error| broken(causes(&error)))?;
+        let status = response.status();
+        let after = retry_after(response.headers());
+        let mut body = Vec::new();
+        while let Some(piece) = response.chunk().await.map_err(|error| broken(causes(&error)))? {
+            if body.len() + piece.len() > MAX_RESPONSE_BYTES {
+                return Err(broken(format!("the answer has more than {MAX_RESPONSE_BYTES} bytes")));
+            }
+            body.extend_from_slice(&piece);
+        }
+        if status == StatusCode::OK {
+            let answers: Answers = serde_json::from_slice(&body)
+                .map_err(|error| broken(format!("the answer is not one of a node of this release: {error}")))?;
+            return Ok(answers.answers);
+        }
+        let said = serde_json::from_slice::<Problem>(&body).map(|problem| problem.error);
+        let said = said.unwrap_or_else(|_| String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned());
+        let failure = match status {
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => Failure::Trouble(Trouble::Busy(after)),
+            // Final for exactly these bytes. Other statuses speak of the node, not of the batches.
+            StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE => Failure::Rejected { error: said.clone() },
+            _ => Failure::Trouble(Trouble::Broken),
+        };
+        Err(Failed { url: url.clone(), error: format!("status {}: {said}", status.as_u16()), failure })
+    }
+}
+
+fn build(options: ClientOptions) -> Result<reqwest::Client, reqwest::Error> {
+    reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .no_proxy()
+        .tcp_nodelay(true)
+        .connect_timeout(options.connect_timeout)
+        .timeout(options.request_timeout)
+        .pool_idle_timeout(Duration::from_secs(30))
+        .build()
+}
+
+/// The error with all that lies behind it: the outermost one alone says only that sending failed.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+/// A body in several pieces of memory, of known length, so that it is announced, and not copied together.
+struct Pieces {
+    rest: VecDeque<Bytes>,
+    len: u64,
+}
+
+impl Pieces {
+    fn new(pieces: Vec<Bytes>) -> Self {
+        Self { len: pieces.iter().map(|piece| piece.len() as u64).sum(), rest: pieces.into() }
+    }
+}
+
+impl Body for Pieces {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let piece = self.rest.pop_front();
+        self.len -= piece.as_ref().map_or(0, |piece| piece.len() as u64);
+        Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.len)
+    }
+}
