@@ -16,7 +16,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use rustix::fs::{FlockOperation, flock};
 use tokio::sync::{mpsc, oneshot};
+use tributary_common::http::client::ClientOptions;
 use tributary_common::http::endpoint::Endpoint;
+use tributary_common::http::pool::PoolOptions;
 use tributary_common::ids::LaneId;
 use tributary_common::messages::{Answer, PositionsQuery};
 use tributary_common::topology::rendezvous;
@@ -24,7 +26,7 @@ use tributary_common::topology::rendezvous;
 use self::core::{Core, Message};
 pub use self::metrics::EdgeMetrics;
 use crate::config::NodeConfig;
-use crate::forward::{Client, ClientOptions, ForwardLimits};
+use crate::forward::{Client, ForwardLimits};
 use crate::setaside::SetAside;
 use crate::spool::io::{DiskFolder, Folder};
 use crate::spool::{OpenError, Spool, SpoolLimits};
@@ -78,13 +80,13 @@ impl EdgeOptions {
             max_set_aside_bytes: config.spool.max_bytes,
             forward: ForwardLimits {
                 request_bytes: ForwardLimits::default().request_bytes.min(topology.limits().max_request_bytes),
-                backoff: forward.backoff,
+                pool: PoolOptions::new(forward.backoff, forward.max_connection_age),
                 ..ForwardLimits::default()
             },
             client: ClientOptions {
                 connect_timeout: forward.connect_timeout,
                 request_timeout: forward.request_timeout,
-                max_connection_age: forward.max_connection_age,
+                max_idle_connections: ForwardLimits::default().requests_in_flight + 1,
             },
             routes,
         }
@@ -171,7 +173,7 @@ impl Edge {
     /// # Errors
     /// When the spool can't be opened.
     pub async fn start(options: EdgeOptions, folders: Folders, metrics: Arc<EdgeMetrics>) -> Result<Self, StartError> {
-        let client = Client::new(options.client)?;
+        let client = Client::new(options.client, options.routes.len())?;
         let (max_set_aside, limits) = (options.max_set_aside_bytes, options.spool);
         let opened = tokio::task::spawn_blocking(move || {
             let set_aside = SetAside::open(Arc::clone(&folders.set_aside), max_set_aside)
@@ -233,7 +235,7 @@ impl Tier for Edge {
         self.ask(|reply| Message::Positions { query, reply }).await
     }
 
-    fn status(&self) -> serde_json::Value {
+    async fn status(&self) -> serde_json::Value {
         self.shown.lock().expect("nothing panics while the lock is held").status.clone()
     }
 

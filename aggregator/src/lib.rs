@@ -1,9 +1,12 @@
 //! The aggregator: receives batches, spools and forwards them, and as a root merges them into large files.
 
+pub mod cli;
 pub mod config;
 pub mod dfs;
 pub mod edge;
 pub mod forward;
+pub mod inspect;
+pub mod node;
 pub mod receive;
 pub mod root;
 pub mod setaside;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use rand::rngs::StdRng;
-use rand::{Rng, RngExt, SeedableRng};
+use rand::{RngExt, SeedableRng};
 use tributary_common::batch::{Batch, BatchHeader, SliceRef};
 use tributary_common::bucket::BucketSize;
 use tributary_common::frame::{Codec, FrameEncoder, Run, SliceDescriptor};
@@ -125,8 +125,7 @@ impl HostileFolder {
 
     pub(crate) fn bytes(&self, name: &str) -> Vec<u8> {
         let file = Arc::clone(&locked(&self.disk).files[name]);
-        let bytes = locked(&file).bytes.clone();
-        bytes
+        locked(&file).bytes.clone()
     }
 
     pub(crate) fn put(&self, name: &str, bytes: Vec<u8>) {
@@ -134,12 +133,6 @@ impl HostileFolder {
         let mut disk = locked(&self.disk);
         disk.files.insert(name.into(), Arc::clone(&file));
         disk.synced_names.insert(name.into(), file);
-    }
-
-    pub(crate) fn remove(&self, name: &str) {
-        let mut disk = locked(&self.disk);
-        disk.files.remove(name);
-        disk.synced_names.remove(name);
     }
 
     /// The machine loses power: of what was not synced, any beginning stays, some of it as zeros.
@@ -264,7 +257,7 @@ impl FolderFile for HostileFile {
         Ok(())
     }
 
-    fn len(&self) -> io::Result<u64> {
+    fn size(&self) -> io::Result<u64> {
         Ok(locked(&self.content).bytes.len() as u64)
     }
 }

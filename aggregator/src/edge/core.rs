@@ -12,13 +12,14 @@ use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 use tributary_common::http::endpoint::Endpoint;
+use tributary_common::http::pool::Trouble;
 use tributary_common::ids::StreamId;
 use tributary_common::messages::{Answer, PositionsQuery, StreamQuery, Verdict};
 use tributary_common::position::Position;
 
 use super::metrics::{EdgeMetrics, ForwardError, Outcome, Reason};
 use super::{EdgeOptions, Shown};
-use crate::forward::{Ask, Client, Effect, Failed, Failure, Forwarder, Outgoing, RequestId, Trouble};
+use crate::forward::{Ask, Client, Effect, Failed, Failure, Forwarder, Outgoing, RequestId, Way};
 use crate::receive::wall_clock_ms;
 use crate::setaside::{Piece, SetAside};
 use crate::spool::run::{Entry, Offer, Place};
@@ -353,8 +354,9 @@ impl Core {
             return;
         }
         let asks = unknown.into_iter().map(|(route, asked)| {
-            let node = self.forwarder.node(route, now).map(|node| self.options.routes[route][node].clone());
-            ask_above(Arc::clone(&self.client), node, asked)
+            let chosen = self.forwarder.node(route, now);
+            let way = chosen.map(|(node, reconnect)| self.way(route, node, reconnect));
+            ask_above(Arc::clone(&self.client), way, asked)
         });
         let asks: Vec<_> = asks.collect();
         self.questions.spawn(async move {
@@ -368,10 +370,14 @@ impl Core {
 
     // ---- forwarding
 
+    fn way(&self, route: usize, node: usize, reconnect: bool) -> Way {
+        Way { route, node: self.options.routes[route][node].clone(), reconnect }
+    }
+
     fn send(&mut self, now: Instant) {
         while let Some(outgoing) = self.forwarder.next_request(now, &self.spool) {
-            let Outgoing { id, route, node, ask } = outgoing;
-            let endpoint = self.options.routes[route][node].clone();
+            let Outgoing { id, route, node, reconnect, ask } = outgoing;
+            let way = self.way(route, node, reconnect);
             let client = Arc::clone(&self.client);
             match ask {
                 Ask::Batches(parts) => {
@@ -384,7 +390,7 @@ impl Core {
                             }
                         }
                     }
-                    self.requests.spawn(async move { (id, send_batches(&client, &endpoint, reads).await) });
+                    self.requests.spawn(async move { (id, send_batches(&client, &way, reads).await) });
                 }
                 Ask::Positions(streams) => {
                     let streams = streams.into_iter().filter_map(|(id, committed)| {
@@ -399,7 +405,7 @@ impl Core {
                     });
                     let query = PositionsQuery { streams: streams.collect() };
                     self.requests.spawn(async move {
-                        let sent = match client.positions(&endpoint, &query).await {
+                        let sent = match client.positions(&way, &query).await {
                             Ok(answers) => Sent::Answered { batches: 0, bytes: 0, answers },
                             Err(failed) => Sent::Failed(failed),
                         };
@@ -624,15 +630,11 @@ async fn group_done(group: &mut Option<(JoinHandle<Written>, Vec<Decided>)>) -> 
 }
 
 /// Asks the tier above about streams of which there is no run here.
-async fn ask_above(
-    client: Arc<Client>,
-    node: Option<Endpoint>,
-    asked: Vec<(usize, StreamQuery)>,
-) -> Vec<(usize, Answer)> {
+async fn ask_above(client: Arc<Client>, way: Option<Way>, asked: Vec<(usize, StreamQuery)>) -> Vec<(usize, Answer)> {
     let (indexes, streams): (Vec<usize>, Vec<StreamQuery>) = asked.into_iter().unzip();
     let query = PositionsQuery { streams };
-    let answered = match &node {
-        Some(node) => client.positions(node, &query).await.map_err(|failed| failed.to_string()),
+    let answered = match &way {
+        Some(way) => client.positions(way, &query).await.map_err(|failed| failed.to_string()),
         None => Err("the last requests to it failed; the next one waits a little".into()),
     };
     let reason = match answered {
@@ -657,7 +659,7 @@ async fn ask_above(
     indexes.into_iter().zip(query.streams.iter().map(wait)).collect()
 }
 
-async fn send_batches(client: &Client, to: &Endpoint, reads: Vec<(StreamId, Position, Place, Piece)>) -> Sent {
+async fn send_batches(client: &Client, way: &Way, reads: Vec<(StreamId, Position, Place, Piece)>) -> Sent {
     let batches = reads.len() as u64;
     let read = tokio::task::spawn_blocking(move || {
         let mut pieces: Vec<Bytes> = Vec::with_capacity(reads.len() * 2);
@@ -672,7 +674,7 @@ async fn send_batches(client: &Client, to: &Endpoint, reads: Vec<(StreamId, Posi
     match join(read.await) {
         Ok(pieces) => {
             let bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
-            match client.batches(to, pieces).await {
+            match client.batches(way, pieces).await {
                 Ok(answers) => Sent::Answered { batches, bytes, answers },
                 Err(failed) => Sent::Failed(failed),
             }

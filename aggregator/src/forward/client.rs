@@ -5,34 +5,23 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Mutex;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, StatusCode};
 use hyper::body::{Body, Frame, SizeHint};
 use tributary_common::http::backoff::retry_after;
+use tributary_common::http::client::{ClientOptions, build};
 use tributary_common::http::endpoint::Endpoint;
+use tributary_common::http::pool::Trouble;
 use tributary_common::messages::{
     Answer, Answers, BATCHES_CONTENT_TYPE, BATCHES_PATH, POSITIONS_PATH, PositionsQuery, Problem,
 };
 
-use super::route::Trouble;
 use super::state::Failure;
 
 /// Most bytes of a response that are read: answers for the most batches, each with a full history, take less.
 const MAX_RESPONSE_BYTES: usize = 64 << 20;
-
-/// Timeouts towards the parent tier.
-#[derive(Debug, Clone, Copy)]
-pub struct ClientOptions {
-    /// For a connection.
-    pub connect_timeout: Duration,
-    /// For a whole request.
-    pub request_timeout: Duration,
-    /// After which connections are made anew, so that a node that came back gets its share.
-    pub max_connection_age: Duration,
-}
 
 /// A request brought no answers.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -49,49 +38,72 @@ pub struct Failed {
 /// Asks nodes of the parent tier.
 pub struct Client {
     options: ClientOptions,
-    current: Mutex<(reqwest::Client, Instant)>,
+    /// One for each route.
+    current: Mutex<Vec<reqwest::Client>>,
+}
+
+/// Where a request goes.
+#[derive(Debug, Clone)]
+pub struct Way {
+    /// By which route.
+    pub route: usize,
+    /// To which node.
+    pub node: Endpoint,
+    /// Over a new connection.
+    pub reconnect: bool,
 }
 
 impl Client {
+    /// A client for so many routes.
+    ///
     /// # Errors
     /// When the HTTP library can't be set up.
-    pub fn new(options: ClientOptions) -> Result<Self, reqwest::Error> {
-        Ok(Self { options, current: Mutex::new((build(options)?, Instant::now())) })
+    pub fn new(options: ClientOptions, routes: usize) -> Result<Self, reqwest::Error> {
+        let first = build(&options)?;
+        Ok(Self { options, current: Mutex::new(vec![first; routes]) })
     }
 
-    fn client(&self) -> reqwest::Client {
+    fn client(&self, way: &Way) -> reqwest::Client {
         let mut current = self.current.lock().expect("nothing panics while the lock is held");
-        if current.1.elapsed() >= self.options.max_connection_age
-            && let Ok(fresh) = build(self.options)
+        let current = &mut current[way.route];
+        if way.reconnect
+            && let Ok(fresh) = build(&self.options)
         {
             // The old connections close when the requests on them are done.
-            *current = (fresh, Instant::now());
+            *current = fresh;
         }
-        current.0.clone()
+        current.clone()
     }
 
     /// Offers batches: the pieces of memory that make them up, in order.
     ///
     /// # Errors
     /// When there is no answer to the batches.
-    pub async fn batches(&self, to: &Endpoint, pieces: Vec<Bytes>) -> Result<Vec<Answer>, Failed> {
+    pub async fn batches(&self, way: &Way, pieces: Vec<Bytes>) -> Result<Vec<Answer>, Failed> {
         let body = reqwest::Body::wrap(Pieces::new(pieces));
-        self.post(to.url(BATCHES_PATH), BATCHES_CONTENT_TYPE, body).await
+        self.post(way, BATCHES_PATH, BATCHES_CONTENT_TYPE, body).await
     }
 
     /// Asks for positions.
     ///
     /// # Errors
     /// When there is no answer to the question.
-    pub async fn positions(&self, to: &Endpoint, query: &PositionsQuery) -> Result<Vec<Answer>, Failed> {
+    pub async fn positions(&self, way: &Way, query: &PositionsQuery) -> Result<Vec<Answer>, Failed> {
         let body = serde_json::to_vec(query).expect("messages have text keys and no failing serializers");
-        self.post(to.url(POSITIONS_PATH), "application/json", body.into()).await
+        self.post(way, POSITIONS_PATH, "application/json", body.into()).await
     }
 
-    async fn post(&self, url: String, content_type: &'static str, body: reqwest::Body) -> Result<Vec<Answer>, Failed> {
+    async fn post(
+        &self,
+        way: &Way,
+        path: &str,
+        content_type: &'static str,
+        body: reqwest::Body,
+    ) -> Result<Vec<Answer>, Failed> {
+        let url = way.node.url(path);
         let broken = |error: String| Failed { url: url.clone(), error, failure: Failure::Trouble(Trouble::Broken) };
         let sent = self
-            .client()
+            .client(way)
             .post(&url)
             .header(CONTENT_TYPE, HeaderValue::from_static(content_type))
             .body(body)
@@ -122,17 +134,6 @@ impl Client {
         };
         Err(Failed { url: url.clone(), error: format!("status {}: {said}", status.as_u16()), failure })
     }
-}
-
-fn build(options: ClientOptions) -> Result<reqwest::Client, reqwest::Error> {
-    reqwest::Client::builder()
-        .redirect(reqwest::redirect::Policy::none())
-        .no_proxy()
-        .tcp_nodelay(true)
-        .connect_timeout(options.connect_timeout)
-        .timeout(options.request_timeout)
-        .pool_idle_timeout(Duration::from_secs(30))
-        .build()
 }
 
 /// The error with all that lies behind it: the outermost one alone says only that sending failed.

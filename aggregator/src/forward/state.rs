@@ -10,12 +10,12 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use tributary_common::http::backoff::BackoffLimits;
+use tributary_common::http::pool::{Choice, EndpointPool, PoolOptions, Trouble};
 use tributary_common::ids::{LaneId, StreamId};
 use tributary_common::limits::{MAX_BATCHES_PER_REQUEST, MAX_STREAMS_PER_QUERY};
 use tributary_common::messages::{Answer, Owner, Verdict};
 use tributary_common::position::Position;
 
-use super::route::{Route, Trouble};
 use crate::spool::Spool;
 use crate::spool::run::{Place, Run};
 
@@ -46,8 +46,8 @@ pub struct ForwardLimits {
     pub rest: Duration,
     /// The longest rest.
     pub max_rest: Duration,
-    /// Pauses of a route after failures.
-    pub backoff: BackoffLimits,
+    /// Pauses of a route after failures, return to its preferred node, age of its connections.
+    pub pool: PoolOptions,
 }
 
 impl Default for ForwardLimits {
@@ -59,7 +59,10 @@ impl Default for ForwardLimits {
             poll_interval: Duration::from_millis(600),
             rest: Duration::from_millis(100),
             max_rest: Duration::from_secs(10),
-            backoff: BackoffLimits { initial: Duration::from_millis(250), max: Duration::from_secs(30) },
+            pool: PoolOptions::new(
+                BackoffLimits { initial: Duration::from_millis(250), max: Duration::from_secs(30) },
+                Duration::from_secs(600),
+            ),
         }
     }
 }
@@ -98,6 +101,8 @@ pub struct Outgoing {
     pub route: usize,
     /// To which node of the route, in order of preference.
     pub node: usize,
+    /// Over a new connection.
+    pub reconnect: bool,
     /// What it asks.
     pub ask: Ask,
 }
@@ -170,8 +175,10 @@ struct Flow {
     alone: bool,
 }
 
-struct Lane {
-    route: Route,
+struct Route {
+    pool: EndpointPool,
+    /// Until when the pool pauses, as it said last.
+    paused: Option<Instant>,
     queue: VecDeque<StreamId>,
     under_way: usize,
     polling: bool,
@@ -190,10 +197,26 @@ struct Pending {
 pub struct Forwarder {
     limits: ForwardLimits,
     flows: HashMap<StreamId, Flow>,
-    routes: Vec<Lane>,
+    routes: Vec<Route>,
     resting: BTreeSet<(Instant, StreamId)>,
     pending: HashMap<RequestId, Pending>,
     next_id: u64,
+}
+
+impl Route {
+    /// The node to send to now, and whether over a new connection; none while the pool pauses.
+    fn choose(&mut self, now: Instant) -> Option<(usize, bool)> {
+        match self.pool.choose(now, self.under_way == 0) {
+            Choice::Send { server, reconnect } => {
+                self.paused = None;
+                Some((server, reconnect))
+            }
+            Choice::WaitUntil(until) => {
+                self.paused = Some(until);
+                None
+            }
+        }
+    }
 }
 
 impl Forwarder {
@@ -201,8 +224,9 @@ impl Forwarder {
     /// lanes, or one for each.
     #[must_use]
     pub fn new(limits: ForwardLimits, nodes_of_routes: &[usize]) -> Self {
-        let routes = nodes_of_routes.iter().map(|&nodes| Lane {
-            route: Route::new(nodes, limits.backoff),
+        let routes = nodes_of_routes.iter().map(|&nodes| Route {
+            pool: EndpointPool::new(nodes, limits.pool),
+            paused: None,
             queue: VecDeque::new(),
             under_way: 0,
             polling: false,
@@ -242,20 +266,20 @@ impl Forwarder {
         usize::from(lane.0) % self.routes.len()
     }
 
-    /// The node to ask by a route outside of the forwarder's own requests.
-    pub fn node(&mut self, route: usize, now: Instant) -> Option<usize> {
-        self.routes[route].route.node(now)
+    /// The node to ask by a route outside of the forwarder's own requests, and whether over a new connection.
+    pub fn node(&mut self, route: usize, now: Instant) -> Option<(usize, bool)> {
+        self.routes[route].choose(now)
     }
 
     /// Each route's current node and how many requests in a row have failed on it.
     pub fn health(&self) -> impl Iterator<Item = (usize, u32)> {
-        self.routes.iter().map(|lane| (lane.route.current(), lane.route.failures()))
+        self.routes.iter().map(|route| (route.pool.current(), route.pool.failures()))
     }
 
     /// How many requests with batches are under way.
     #[must_use]
     pub fn under_way(&self) -> usize {
-        self.routes.iter().map(|lane| lane.under_way).sum()
+        self.routes.iter().map(|way| way.under_way).sum()
     }
 
     /// Forgets a stream whose run has ended or is empty and forgotten.
@@ -281,10 +305,9 @@ impl Forwarder {
     /// When [`Forwarder::next_request`] may have something without anything else having happened.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        let routes = self.routes.iter().flat_map(|lane| {
-            let queued = lane.route.paused_until().filter(|_| !lane.queue.is_empty());
-            let poll =
-                lane.next_poll.filter(|_| !lane.polling).map(|at| at.max(lane.route.paused_until().unwrap_or(at)));
+        let routes = self.routes.iter().flat_map(|way| {
+            let queued = way.paused.filter(|_| !way.queue.is_empty());
+            let poll = way.next_poll.filter(|_| !way.polling).map(|at| at.max(way.paused.unwrap_or(at)));
             queued.into_iter().chain(poll)
         });
         routes.chain(self.resting.first().map(|(until, _)| *until)).min()
@@ -313,29 +336,29 @@ impl Forwarder {
 
     fn next_send(&mut self, route: usize, now: Instant, runs: &impl Runs) -> Option<Outgoing> {
         let total = self.under_way();
-        let lane = &mut self.routes[route];
-        if lane.queue.is_empty()
+        let way = &mut self.routes[route];
+        if way.queue.is_empty()
             || total >= self.limits.total_in_flight
-            || lane.under_way >= self.limits.requests_in_flight
+            || way.under_way >= self.limits.requests_in_flight
         {
             return None;
         }
-        let node = lane.route.node(now)?;
+        let node = way.choose(now)?;
         // A busy stream leaves room for the others that wait.
-        let share = self.limits.request_bytes / lane.queue.len().clamp(1, 4) as u64;
+        let share = self.limits.request_bytes / way.queue.len().clamp(1, 4) as u64;
         let mut parts = Vec::new();
         let (mut bytes, mut batches) = (0, 0);
         while bytes < self.limits.request_bytes && batches < MAX_BATCHES_PER_REQUEST {
-            let Some(&stream) = lane.queue.front() else { break };
+            let Some(&stream) = way.queue.front() else { break };
             let Some(flow) = self.flows.get_mut(&stream).filter(|flow| flow.state == State::Queued) else {
                 // It was forgotten, and perhaps came back, since it was queued.
-                lane.queue.pop_front();
+                way.queue.pop_front();
                 continue;
             };
             if flow.alone && !parts.is_empty() {
                 break;
             }
-            lane.queue.pop_front();
+            way.queue.pop_front();
             let Some(run) = runs.run(stream) else {
                 self.flows.remove(&stream);
                 continue;
@@ -360,7 +383,7 @@ impl Forwarder {
                     continue;
                 }
                 // There is no room left for its next batch: it is the first of the next request.
-                lane.queue.push_front(stream);
+                way.queue.push_front(stream);
                 break;
             }
             flow.state = State::UnderWay;
@@ -374,17 +397,17 @@ impl Forwarder {
         if parts.is_empty() {
             return None;
         }
-        lane.under_way += 1;
-        lane.next_poll.get_or_insert(now + self.limits.poll_interval);
+        way.under_way += 1;
+        way.next_poll.get_or_insert(now + self.limits.poll_interval);
         Some(self.ask(route, node, Ask::Batches(parts), Vec::new()))
     }
 
     fn next_poll(&mut self, route: usize, now: Instant, runs: &impl Runs) -> Option<Outgoing> {
-        let lane = &mut self.routes[route];
-        if lane.polling || lane.next_poll.is_none_or(|at| now < at) {
+        let way = &mut self.routes[route];
+        if way.polling || way.next_poll.is_none_or(|at| now < at) {
             return None;
         }
-        let node = lane.route.node(now)?;
+        let node = way.choose(now)?;
         let (mut streams, mut sends, mut any) = (Vec::new(), Vec::new(), false);
         for (id, flow) in self.flows.iter().filter(|(_, flow)| flow.route == route) {
             let Some(run) = runs.run(*id).filter(|run| !run.is_empty()) else { continue };
@@ -394,27 +417,28 @@ impl Forwarder {
                 sends.push(flow.sends);
             }
         }
-        lane.next_poll = any.then(|| now + self.limits.poll_interval);
+        way.next_poll = any.then(|| now + self.limits.poll_interval);
         if streams.is_empty() {
             return None;
         }
-        lane.polling = true;
+        way.polling = true;
         Some(self.ask(route, node, Ask::Positions(streams), sends))
     }
 
-    fn ask(&mut self, route: usize, node: usize, ask: Ask, sends: Vec<u64>) -> Outgoing {
+    fn ask(&mut self, route: usize, (node, reconnect): (usize, bool), ask: Ask, sends: Vec<u64>) -> Outgoing {
         let id = RequestId(self.next_id);
         self.next_id += 1;
         self.pending.insert(id, Pending { route, node, ask: ask.clone(), sends });
-        Outgoing { id, route, node, ask }
+        Outgoing { id, route, node, reconnect, ask }
     }
 
     fn finish(&mut self, id: RequestId) -> Option<Pending> {
         let pending = self.pending.remove(&id)?;
-        let lane = &mut self.routes[pending.route];
+        let way = &mut self.routes[pending.route];
+        way.paused = None;
         match pending.ask {
-            Ask::Batches(_) => lane.under_way -= 1,
-            Ask::Positions(_) => lane.polling = false,
+            Ask::Batches(_) => way.under_way -= 1,
+            Ask::Positions(_) => way.polling = false,
         }
         Some(pending)
     }
@@ -443,7 +467,7 @@ impl Forwarder {
             return self.failed(now, id, &Failure::Trouble(Trouble::Broken), runs, random);
         }
         let Some(pending) = self.finish(id) else { return Vec::new() };
-        self.routes[pending.route].route.works(pending.node);
+        self.routes[pending.route].pool.works(pending.node);
         let mut effects = Vec::new();
         match pending.ask {
             Ask::Batches(parts) => {
@@ -563,11 +587,11 @@ impl Forwarder {
         let mut effects = Vec::new();
         match failure {
             Failure::Trouble(trouble) => {
-                self.routes[pending.route].route.fails(now, pending.node, trouble, random);
+                self.routes[pending.route].pool.fails(now, pending.node, *trouble, random);
                 self.requeue(pending.ask, runs);
             }
             Failure::Rejected { error } => {
-                self.routes[pending.route].route.works(pending.node);
+                self.routes[pending.route].pool.works(pending.node);
                 match pending.ask {
                     Ask::Batches(parts) => match parts.as_slice() {
                         [Part { stream, places, .. }] if places.len() == 1 => effects.push(Effect::Ended {

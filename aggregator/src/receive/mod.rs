@@ -28,6 +28,7 @@ use hyper::body::Body;
 use serde::Serialize;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tributary_common::batch::{Batch, BatchError, BatchHeader};
+use tributary_common::http::body::BodyError;
 use tributary_common::limits::{MAX_BATCHES_PER_REQUEST, MAX_STREAMS_PER_QUERY};
 use tributary_common::messages::{
     Answer, Answers, BATCHES_CONTENT_TYPE, BATCHES_PATH, CATEGORIES_PATH, Categories, POSITIONS_PATH, PositionsQuery,
@@ -52,8 +53,6 @@ pub struct ReceiveLimits {
     pub max_batch_bytes: u64,
     /// Most bytes of bodies in memory at a time, over all requests. At least `max_request_bytes`.
     pub max_in_flight_bytes: u64,
-    /// Longest time between two pieces of a body.
-    pub body_idle_timeout: Duration,
 }
 
 /// Takes requests apart and hands what is good to the tier.
@@ -122,7 +121,7 @@ impl<T: Tier> Receiver<T> {
     pub async fn handle<B>(&self, request: Request<B>) -> Response<Full<Bytes>>
     where
         B: Body<Data = Bytes> + Send + Unpin,
-        B::Error: std::fmt::Display,
+        BodyError: From<B::Error>,
     {
         let method = request.method().clone();
         let path = request.uri().path().to_owned();
@@ -163,7 +162,7 @@ impl<T: Tier> Receiver<T> {
     async fn batches<B>(&self, request: Request<B>) -> Result<Response<Full<Bytes>>, Rejected>
     where
         B: Body<Data = Bytes> + Send + Unpin,
-        B::Error: std::fmt::Display,
+        BodyError: From<B::Error>,
     {
         check_content_type(request.headers(), BATCHES_CONTENT_TYPE)?;
         let (body, _memory) = self.read_body(request, self.limits.max_request_bytes).await?;
@@ -178,7 +177,7 @@ impl<T: Tier> Receiver<T> {
     async fn positions<B>(&self, request: Request<B>) -> Result<Response<Full<Bytes>>, Rejected>
     where
         B: Body<Data = Bytes> + Send + Unpin,
-        B::Error: std::fmt::Display,
+        BodyError: From<B::Error>,
     {
         check_content_type(request.headers(), "application/json")?;
         let (body, _memory) = self.read_body(request, MAX_QUERY_BYTES.min(self.limits.max_request_bytes)).await?;
@@ -207,7 +206,7 @@ impl<T: Tier> Receiver<T> {
     async fn read_body<B>(&self, request: Request<B>, limit: u64) -> Result<(Bytes, SemaphorePermit<'_>), Rejected>
     where
         B: Body<Data = Bytes> + Send + Unpin,
-        B::Error: std::fmt::Display,
+        BodyError: From<B::Error>,
     {
         let too_large = || {
             Rejected::new(
@@ -236,21 +235,15 @@ impl<T: Tier> Receiver<T> {
         // An announced length is not yet a sent one: memory grows with what comes.
         let mut bytes = BytesMut::with_capacity(room.min(64 << 10) as usize);
         loop {
-            let piece = tokio::time::timeout(self.limits.body_idle_timeout, body.frame()).await.map_err(|_| {
-                Rejected::new(
-                    StatusCode::REQUEST_TIMEOUT,
-                    Reject::Body,
-                    format!(
-                        "nothing came for {} ms; {} bytes had come",
-                        self.limits.body_idle_timeout.as_millis(),
-                        bytes.len()
-                    ),
-                )
-            })?;
-            let Some(piece) = piece else { break };
+            let Some(piece) = body.frame().await else { break };
             let piece = piece.map_err(|error| {
+                let error = BodyError::from(error);
+                let status = match error {
+                    BodyError::Idle(_) | BodyError::Slow { .. } => StatusCode::REQUEST_TIMEOUT,
+                    BodyError::Broken(_) => StatusCode::BAD_REQUEST,
+                };
                 let error = format!("the request's body broke off after {} bytes: {error}", bytes.len());
-                Rejected::new(StatusCode::BAD_REQUEST, Reject::Body, error)
+                Rejected::new(status, Reject::Body, error)
             })?;
             if let Ok(data) = piece.into_data() {
                 if (bytes.len() + data.len()) as u64 > limit {

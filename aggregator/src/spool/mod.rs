@@ -410,7 +410,7 @@ impl Group {
         let Some(file) = &self.target else { return Ok(()) };
         // A group that failed may have left something. It must not stay behind what is written now: a restart takes only
         // the end of the newest file for something that nobody was told of.
-        if file.len().map_err(GroupError::Write)? > self.offset {
+        if file.size().map_err(GroupError::Write)? > self.offset {
             file.truncate(self.offset).map_err(GroupError::Write)?;
         }
         file.write_at(&self.pieces, self.offset).map_err(GroupError::Write)?;

@@ -162,11 +162,11 @@ fn mend(
             }
         }
     }
-    if scan.damage.is_some() {
-        if let Err(error) = file.truncate(scan.good_len) {
-            tracing::error!(file = name, error = %error, "can't cut a damaged spool file; the next start tries again");
-            return Ok(len);
-        }
+    if scan.damage.is_some()
+        && let Err(error) = file.truncate(scan.good_len)
+    {
+        tracing::error!(file = name, error = %error, "can't cut a damaged spool file; the next start tries again");
+        return Ok(len);
     }
     // Of the newest file's end it is not known whether it had been synced before the crash; senders are told of it now.
     if is_newest || scan.damage.is_some() {

@@ -180,7 +180,7 @@ fn a_stream_without_progress_rests_and_then_tries_again() {
     let mut rests = Vec::new();
     for _ in 0..5 {
         let sent = setup.next_batches().expect("there is something to send");
-        setup.answered(&sent, &[wait.clone()]);
+        setup.answered(&sent, std::slice::from_ref(&wait));
         assert_eq!(setup.next_batches(), None, "it rests");
         let (until, _) = *setup.forwarder.resting.first().expect("it rests");
         rests.push(until - setup.now);

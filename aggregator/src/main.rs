@@ -1,0 +1,7 @@
+//! The program `tributary-aggregator`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tributary_aggregator::cli::main().into()
+}
