@@ -464,6 +464,12 @@ impl HostileCluster {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Its time of day in milliseconds since 1970: what files are stamped with.
+    #[must_use]
+    pub fn now_ms(&self) -> i64 {
+        self.state().now_ms()
+    }
+
     /// A new process.
     #[must_use]
     pub fn process(&self) -> HostileDfs {

@@ -41,6 +41,8 @@ struct Stream {
     in_doubt: u32,
     /// When it last got bytes, milliseconds since 1970.
     touched_ms: i64,
+    /// What was heard again last, if it ends shortly before `next`.
+    echo: Option<Echo>,
     /// Whether the ledger does not have its present state.
     changed: bool,
 }
@@ -55,6 +57,11 @@ pub enum Decision {
         /// The offset at which the hash of the batch's own bytes is needed.
         at: u64,
     },
+    /// The batch is there already, but the next one will need its last bytes: decode it and call [`Ingest::heard`].
+    NeedsEcho,
+    /// The batch can't show that it continues what is there: the sender shall begin again from this place, which it
+    /// has in its run.
+    GoBack(Position),
     /// Take it: write these slices and report each with [`Ingest::wrote`], or none, and then call [`Ingest::took`].
     Take(Vec<SlicePlan>),
 }
@@ -75,8 +82,22 @@ pub enum SlicePlan {
 pub enum OwnTail {
     /// The hash there.
     Hash(TailHash),
-    /// The batch has too few bytes before the offset, or its records were altered: it can't show it.
-    Unknown,
+    /// The batch, and what was heard just before it, has too few bytes before the offset.
+    TooShort,
+    /// Its records were altered, so its bytes are not those of the stream.
+    Altered,
+}
+
+/// The last bytes of a batch that was sent again and is there already. It shows, together with the batch that follows,
+/// what one alone is too short for.
+#[derive(Debug)]
+struct Echo {
+    /// Where the bytes end.
+    end: u64,
+    /// The bytes before that, at most [`TAIL_WINDOW_BYTES`].
+    bytes: Vec<u8>,
+    /// Whether they begin at a batch end that is known here, which vouches for what lies before.
+    anchored: bool,
 }
 
 /// The positions of a stream, as told to those below.
@@ -103,6 +124,18 @@ impl Stream {
 
     fn committed(&self) -> Position {
         self.end_within(&self.durable)
+    }
+
+    /// Says that the sender's bytes are others, once all that is here is durable: the sender goes on from what both have in a new
+    /// stream, and what lies before that must not be lost any more.
+    fn diverged(&self) -> Verdict {
+        if self.next() == self.committed() {
+            Verdict::Diverged { history: self.history() }
+        } else {
+            Verdict::Wait {
+                reason: "the stream's bytes are others than those stored, and these are not durable yet".into(),
+            }
+        }
     }
 
     fn history(&self) -> Vec<Position> {
@@ -168,9 +201,23 @@ impl Ingest {
         match claimed {
             Some(claimed) if claimed.offset > known.next().offset => Verdict::Expected,
             Some(claimed) if known.ends.get(&claimed.offset).is_some_and(|tail| *tail != claimed.tail) => {
-                Verdict::Diverged { history: known.history() }
+                known.diverged()
             }
             _ => Verdict::Ok,
+        }
+    }
+
+    /// Hears from a sender what it was told to be committed.
+    ///
+    /// An owner tells `committed` at any batch end below which all is durable, also at that of a batch of which it had
+    /// everything already and which no frame names. The owner after it learns such an end from those who were told.
+    pub fn learn(&mut self, stream: StreamId, committed: Position) {
+        if let Some(stream) = self.streams.get_mut(&stream)
+            && committed.offset > stream.committed().offset
+            && committed.offset <= stream.has.unbroken_end(stream.base.offset)
+        {
+            stream.ends.entry(committed.offset).or_insert(committed.tail);
+            stream.changed = true;
         }
     }
 
@@ -192,7 +239,7 @@ impl Ingest {
             });
         }
         let next = stream.next();
-        let diverged = || Decision::Answer(Verdict::Diverged { history: stream.history() });
+        let diverged = || Decision::Answer(stream.diverged());
         // The same place with other bytes before it: wherever both sides know a batch end, it must be the same one.
         let contradicts =
             |position: Position| stream.ends.get(&position.offset).is_some_and(|tail| *tail != position.tail);
@@ -203,7 +250,13 @@ impl Ingest {
             return diverged();
         }
         if batch.end.offset <= next.offset {
-            return if contradicts(batch.end) { diverged() } else { Decision::Answer(Verdict::Ok) };
+            return if contradicts(batch.end) {
+                diverged()
+            } else if batch.end.offset < next.offset && next.offset - batch.end.offset < TAIL_WINDOW_BYTES as u64 {
+                Decision::NeedsEcho
+            } else {
+                Decision::Answer(Verdict::Ok)
+            };
         }
         if batch.start.offset < next.offset {
             return Decision::NeedsTail { at: next.offset };
@@ -218,16 +271,61 @@ impl Ingest {
             return Decision::Answer(Verdict::Unknown);
         };
         let next = stream.next();
-        let matches = match own {
-            OwnTail::Hash(hash) => hash == next.tail,
-            // Fewer bytes than the window lie between the batch's start and `next` (or they can't be told apart): the
-            // start, if it is a batch end known here, vouches for all before it.
-            OwnTail::Unknown => stream.ends.get(&batch.start.offset) == Some(&batch.start.tail),
+        let known_start = stream.ends.get(&batch.start.offset) == Some(&batch.start.tail);
+        match own {
+            OwnTail::Hash(hash) if hash == next.tail => Decision::Take(plan(&stream.has, frames)),
+            OwnTail::Hash(_) => Decision::Answer(stream.diverged()),
+            // The start, if it is a batch end known here, vouches for all before it.
+            OwnTail::TooShort | OwnTail::Altered if known_start => Decision::Take(plan(&stream.has, frames)),
+            OwnTail::TooShort => {
+                // Its run begins at the highest committed position that it knows, and it will know this answer's.
+                let committed = stream.committed();
+                Decision::GoBack(if committed.offset > batch.committed.offset { committed } else { batch.committed })
+            }
+            OwnTail::Altered => Decision::Answer(stream.diverged()),
+        }
+    }
+
+    /// Notes the last bytes of a batch for which [`Ingest::decide`] asked. `pieces` are its bytes by place in the stream, in any
+    /// order; none where records were altered.
+    pub fn heard(&mut self, batch: &BatchHeader, pieces: Option<Vec<(u64, &[u8])>>) {
+        let Some(stream) = self.streams.get_mut(&batch.stream) else { return };
+        let before = stream.echo.take().filter(|echo| echo.end == batch.start.offset);
+        let known_start = stream.ends.get(&batch.start.offset) == Some(&batch.start.tail);
+        let Some(pieces) = pieces else { return };
+        let (mut bytes, mut anchored) = before.map_or((Vec::new(), known_start), |echo| (echo.bytes, echo.anchored));
+        let from = batch.end.offset.saturating_sub(TAIL_WINDOW_BYTES as u64).max(batch.start.offset);
+        let Some(own) = bytes_between(pieces, from, batch.end.offset) else { return };
+        bytes.extend_from_slice(&own);
+        if bytes.len() > TAIL_WINDOW_BYTES {
+            bytes.drain(..bytes.len() - TAIL_WINDOW_BYTES);
+            anchored = false;
+        }
+        stream.echo = Some(Echo { end: batch.end.offset, bytes, anchored });
+    }
+
+    /// The hash of a batch's own bytes before `at`, with the help of what was heard just before it. `pieces` as for
+    /// [`Ingest::heard`].
+    #[must_use]
+    pub fn own_tail(&self, batch: &BatchHeader, pieces: Option<Vec<(u64, &[u8])>>, at: u64) -> OwnTail {
+        let from = at.saturating_sub(TAIL_WINDOW_BYTES as u64);
+        let Some(own) = pieces.and_then(|pieces| bytes_between(pieces, from.max(batch.start.offset), at)) else {
+            return OwnTail::Altered;
         };
-        if matches {
-            Decision::Take(plan(&stream.has, frames))
-        } else {
-            Decision::Answer(Verdict::Diverged { history: stream.history() })
+        if from >= batch.start.offset {
+            return OwnTail::Hash(TailHash::of(&own));
+        }
+        let echo = self.streams.get(&batch.stream).and_then(|stream| stream.echo.as_ref());
+        match echo.filter(|echo| echo.end == batch.start.offset) {
+            Some(echo) if echo.bytes.len() as u64 >= batch.start.offset - from => {
+                OwnTail::Hash(TailHash::of(&[&echo.bytes[..], &own[..]].concat()))
+            }
+            // All from a known batch end on was heard: as good as a batch that begins there.
+            Some(echo) if echo.anchored => match self.streams.get(&batch.stream) {
+                Some(stream) => OwnTail::Hash(stream.next().tail),
+                None => OwnTail::TooShort,
+            },
+            _ => OwnTail::TooShort,
         }
     }
 
@@ -254,9 +352,11 @@ impl Ingest {
             ends: BTreeMap::from([(batch.base.offset, batch.base.tail)]),
             in_doubt: 0,
             touched_ms: now_ms,
+            echo: None,
             changed: true,
         });
         stream.ends.insert(batch.end.offset, batch.end.tail);
+        stream.echo = None;
         stream.touched_ms = now_ms;
         stream.changed = true;
     }
@@ -313,6 +413,7 @@ impl Ingest {
             ends: BTreeMap::from([(slice.base.offset, slice.base.tail)]),
             in_doubt: 0,
             touched_ms: now_ms,
+            echo: None,
             changed: true,
         });
         stream.ends.insert(slice.start.offset, slice.start.tail);
@@ -340,6 +441,7 @@ impl Ingest {
                 ends,
                 in_doubt: 0,
                 touched_ms: record.touched_ms,
+                echo: None,
                 changed: false,
             },
         );
@@ -413,30 +515,21 @@ fn plan(has: &RangeSet, frames: &[FrameHeader]) -> Vec<SlicePlan> {
         .collect()
 }
 
-/// The hash of a batch's own bytes before `at`. `pieces` are the batch's bytes by place in the stream, in any order; none
-/// where records were altered.
-#[must_use]
-pub fn own_tail(batch: &BatchHeader, pieces: Option<Vec<(u64, &[u8])>>, at: u64) -> OwnTail {
-    let from = at.saturating_sub(TAIL_WINDOW_BYTES as u64);
-    let Some(mut pieces) = pieces else {
-        return OwnTail::Unknown;
-    };
-    if from < batch.start.offset {
-        return OwnTail::Unknown;
-    }
+/// The bytes of a stream between two offsets; none when the pieces don't have all of them.
+fn bytes_between(mut pieces: Vec<(u64, &[u8])>, from: u64, to: u64) -> Option<Vec<u8>> {
     pieces.sort_unstable_by_key(|(start, _)| *start);
-    let mut window = Vec::with_capacity(TAIL_WINDOW_BYTES);
+    let mut bytes = Vec::with_capacity((to - from) as usize);
     let mut expected = from;
-    for (start, bytes) in pieces {
-        let end = start + bytes.len() as u64;
-        if end <= expected || start >= at {
+    for (start, piece) in pieces {
+        let end = start + piece.len() as u64;
+        if end <= expected || start >= to {
             continue;
         }
         if start > expected {
-            return OwnTail::Unknown;
+            return None;
         }
-        window.extend_from_slice(&bytes[(expected - start) as usize..(end.min(at) - start) as usize]);
-        expected = end.min(at);
+        bytes.extend_from_slice(&piece[(expected - start) as usize..(end.min(to) - start) as usize]);
+        expected = end.min(to);
     }
-    if expected == at { OwnTail::Hash(TailHash::of(&window)) } else { OwnTail::Unknown }
+    (expected == to).then_some(bytes)
 }

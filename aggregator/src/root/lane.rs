@@ -12,11 +12,13 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tributary_common::bucket::{Bucket, BucketSize};
-use tributary_common::frame::{Codec, EncodeError, FrameEncoder, FrameHeader, SliceDescriptor, cut_slice, records_of};
+use tributary_common::frame::{
+    Codec, EncodeError, FrameEncoder, FrameError, FrameHeader, SliceDescriptor, cut_slice, records_of,
+};
 use tributary_common::ids::{CategoryName, Epoch, LaneCount, LaneId};
-use tributary_common::messages::{Answer, Owner, PositionsQuery, Verdict};
+use tributary_common::messages::{Answer, Owner, PositionsQuery, StreamQuery, Verdict};
 
-use super::ingest::{Decision, Ingest, OwnTail, SlicePlan, own_tail};
+use super::ingest::{Decision, Ingest, SlicePlan};
 use super::ledger::{Entry, HourKey, HourRecord, HourState, LateMove, Seal, SegmentRecord};
 use super::metrics::LaneMetrics;
 use super::recovery::Taken;
@@ -54,6 +56,8 @@ pub struct LaneSettings {
     pub min_replication: u16,
     /// How long a sync may take.
     pub sync_timeout: Duration,
+    /// The time of day.
+    pub clock: WallClock,
     /// The categories.
     pub categories: BTreeMap<CategoryName, CategorySettings>,
 }
@@ -217,8 +221,36 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// The pause after a job for an hour failed.
 const WORK_INTERVAL: Duration = Duration::from_millis(200);
 
-fn now_ms() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+/// Where a lane reads the time of day, in milliseconds since 1970: the system's clock, or a simulation's.
+#[derive(Clone)]
+pub struct WallClock(Arc<dyn Fn() -> i64 + Send + Sync>);
+
+impl WallClock {
+    /// The system's clock.
+    #[must_use]
+    pub fn system() -> Self {
+        Self::new(|| {
+            let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+        })
+    }
+
+    /// A clock that shows what `now_ms` says.
+    pub fn new(now_ms: impl Fn() -> i64 + Send + Sync + 'static) -> Self {
+        Self(Arc::new(now_ms))
+    }
+
+    /// Milliseconds since 1970.
+    #[must_use]
+    pub fn now_ms(&self) -> i64 {
+        (self.0)()
+    }
+}
+
+impl std::fmt::Debug for WallClock {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "WallClock({})", self.now_ms())
+    }
 }
 
 fn millis(duration: Duration) -> i64 {
@@ -338,6 +370,13 @@ impl Lane {
         }
     }
 
+    fn say_positions(&mut self, asked: &StreamQuery) -> Answer {
+        if let Some(committed) = asked.committed {
+            self.ingest.learn(asked.stream, committed);
+        }
+        self.answer(asked.stream, self.ingest.query(asked.stream, asked.committed))
+    }
+
     // ---- batches ----
 
     fn uncommitted_bytes(&self) -> u64 {
@@ -360,16 +399,21 @@ impl Lane {
 
     fn take(&mut self, received: &Received) -> Answer {
         let header = &received.batch.header;
-        let now = now_ms();
+        let now = self.settings.clock.now_ms();
+        self.ingest.learn(header.stream, header.committed);
         let mut decision = self.ingest.decide(header, &received.frames, now);
         if let Decision::NeedsTail { at } = decision {
-            decision = match self.tail_of(received, at) {
+            decision = match with_pieces(received, |pieces| self.ingest.own_tail(header, pieces, at)) {
                 Ok(own) => self.ingest.decide_crossing(header, &received.frames, own),
-                Err(reason) => Decision::Answer(Verdict::Refused { reason }),
+                Err(error) => Decision::Answer(Verdict::Refused { reason: error.to_string() }),
             };
         }
         let verdict = match decision {
             Decision::Answer(verdict) => verdict,
+            Decision::NeedsEcho => match with_pieces(received, |pieces| self.ingest.heard(header, pieces)) {
+                Ok(()) => Verdict::Ok,
+                Err(error) => Verdict::Refused { reason: error.to_string() },
+            },
             Decision::Take(plans) => match self.prepare(received, &plans) {
                 Ok(writes) => {
                     self.ingest.took(header, now);
@@ -385,28 +429,14 @@ impl Lane {
                 }
                 Err(reason) => Verdict::Refused { reason },
             },
+            Decision::GoBack(place) => {
+                self.metrics.batch(&Verdict::Expected);
+                return Answer { next: Some(place), ..self.answer(header.stream, Verdict::Expected) };
+            }
             Decision::NeedsTail { .. } => unreachable!("a decision with the tail asks for no tail"),
         };
         self.metrics.batch(&verdict);
         self.answer(header.stream, verdict)
-    }
-
-    /// The hash of the batch's own bytes before `at`.
-    fn tail_of(&self, received: &Received, at: u64) -> Result<OwnTail, String> {
-        let mut bodies = Vec::new();
-        for (frame, bytes) in received.frames.iter().zip(received.batch.frames()) {
-            bodies.push(frame.decode(&bytes).map_err(|error| error.to_string())?);
-        }
-        let mut pieces = Vec::new();
-        for (frame, body) in received.frames.iter().zip(&bodies) {
-            for (index, slice) in frame.slices.iter().enumerate() {
-                match records_of(slice, &body[frame.slice_range(index)]) {
-                    Ok(records) => pieces.extend(records.into_iter().map(|record| (record.range.start, record.bytes))),
-                    Err(_) => return Ok(own_tail(&received.batch.header, None, at)),
-                }
-            }
-        }
-        Ok(own_tail(&received.batch.header, Some(pieces), at))
     }
 
     /// What is to be written of a batch: nothing is, if any part of it can't be.
@@ -477,7 +507,7 @@ impl Lane {
     /// has its hours sealed on demand.
     fn note_category(&mut self, key: &HourKey) {
         if !self.first_buckets.contains_key(&key.category) {
-            let first = key.bucket.size().bucket_of_ms(now_ms());
+            let first = key.bucket.size().bucket_of_ms(self.settings.clock.now_ms());
             self.first_buckets.insert(key.category.clone(), first);
             self.sealed_up_to.insert(key.category.clone(), first);
             self.changed_first_buckets.insert(key.category.clone());
@@ -761,7 +791,7 @@ impl Lane {
             number,
             lane: self.sink.lane,
             epoch: self.epoch,
-            written_ms: now_ms(),
+            written_ms: self.settings.clock.now_ms(),
             snapshot,
             streams: self.ingest.records(snapshot),
             forgotten: std::mem::take(&mut self.forgotten_streams),
@@ -833,7 +863,7 @@ impl Lane {
             return;
         }
         self.execute_announced();
-        let now = now_ms();
+        let now = self.settings.clock.now_ms();
         let mut candidates: Vec<HourKey> = self
             .open
             .values()
@@ -1092,7 +1122,7 @@ impl Lane {
     }
 
     fn forget_old(&mut self) {
-        let now = now_ms();
+        let now = self.settings.clock.now_ms();
         self.forgotten_streams.extend(self.ingest.expire(now));
         let ttl = millis(self.settings.stream_ttl);
         let old: Vec<HourKey> = self
@@ -1158,6 +1188,24 @@ impl Lane {
             "late_records": self.metrics.late_records(),
         })
     }
+}
+
+/// Hands the bytes of a batch, by their places in the stream, to `look`; none where records were altered.
+fn with_pieces<T>(received: &Received, look: impl FnOnce(Option<Vec<(u64, &[u8])>>) -> T) -> Result<T, FrameError> {
+    let mut bodies = Vec::new();
+    for (frame, bytes) in received.frames.iter().zip(received.batch.frames()) {
+        bodies.push(frame.decode(&bytes)?);
+    }
+    let mut pieces = Vec::new();
+    for (frame, body) in received.frames.iter().zip(&bodies) {
+        for (index, slice) in frame.slices.iter().enumerate() {
+            match records_of(slice, &body[frame.slice_range(index)]) {
+                Ok(records) => pieces.extend(records.into_iter().map(|record| (record.range.start, record.bytes))),
+                Err(_) => return Ok(look(None)),
+            }
+        }
+    }
+    Ok(look(Some(pieces)))
 }
 
 /// How many of the slices at the front fit into one merged frame.
@@ -1257,11 +1305,7 @@ pub async fn run(
                     let _ = reply.send(answers);
                 }
                 Some(Request::Positions(query, reply)) => {
-                    let answers = query
-                        .streams
-                        .iter()
-                        .map(|asked| lane.answer(asked.stream, lane.ingest.query(asked.stream, asked.committed)))
-                        .collect();
+                    let answers = query.streams.iter().map(|asked| lane.say_positions(asked)).collect();
                     let _ = reply.send(answers);
                 }
                 Some(Request::Status(reply)) => {

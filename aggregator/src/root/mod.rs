@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
@@ -14,7 +14,7 @@ use tributary_common::ids::{LaneId, NodeName};
 use tributary_common::messages::{Answer, PositionsQuery, Verdict};
 use tributary_common::topology::Topology;
 
-use self::lane::{CategorySettings, Ended, LaneSettings, Request};
+use self::lane::{CategorySettings, Ended, LaneSettings, Request, WallClock};
 use self::metrics::LaneMetrics;
 use crate::dfs::Dfs;
 use crate::tier::{Overloaded, Received, Tier};
@@ -27,6 +27,8 @@ pub mod metrics;
 pub mod recovery;
 pub mod segment;
 pub mod sink;
+#[cfg(test)]
+mod storm;
 #[cfg(test)]
 mod tests;
 
@@ -101,6 +103,7 @@ impl LaneSettings {
             replication: sink.replication,
             min_replication: sink.min_replication,
             sync_timeout: sink.sync_timeout,
+            clock: WallClock::system(),
             categories: topology
                 .categories()
                 .iter()
@@ -165,7 +168,7 @@ impl Slot {
 async fn own(dfs: Arc<dyn Dfs>, lane: LaneId, settings: LaneSettings, metrics: LaneMetrics, state: Arc<Mutex<State>>) {
     let set = |new: State| *state.lock().unwrap_or_else(PoisonError::into_inner) = new;
     let taken = loop {
-        let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64);
+        let now_ms = settings.clock.now_ms();
         let stream_ttl_ms = i64::try_from(settings.stream_ttl.as_millis()).unwrap_or(i64::MAX);
         let taken = async {
             recovery::check_base(&*dfs, settings.lanes).await?;

@@ -329,6 +329,7 @@ async fn read_ledger(dfs: &dyn Dfs, lane: LaneId, dir: &DfsPath) -> Result<Repla
     for entry in decoded.into_iter().rev() {
         replayed.apply(entry);
     }
+    tracing::debug!(%lane, last = ?replayed.last, streams = replayed.streams.len(), segments = replayed.segments.len(), "read the ledger");
     Ok(replayed)
 }
 
@@ -409,6 +410,7 @@ async fn read_segment(
     if let Some(error) = &scan.torn {
         tracing::info!(%lane, segment = %name, bytes = len - scan.end, %error, "left out what is behind the last whole frame");
     }
+    tracing::debug!(%lane, segment = %name, covered, end = scan.end, frames = scan.frames.len(), "read a segment");
     let mut counts = Counts::default();
     for frame in &scan.frames {
         for slice in &frame.slices {

@@ -17,20 +17,21 @@ use crate::dfs::local::LocalDfs;
 
 const MINUTE_MS: i64 = 60_000;
 
-fn category() -> CategoryName {
+pub(super) fn category() -> CategoryName {
     "app".parse().expect("valid")
 }
 
 /// A log file of one stream: `count` lines of a few dozen bytes, `ms_per_line` apart, the first at `start_ms`.
-struct Log {
-    stream: StreamId,
-    text: Vec<u8>,
-    lines: Vec<(usize, i64)>,
+pub(super) struct Log {
+    pub(super) stream: StreamId,
+    pub(super) base: Position,
+    pub(super) text: Vec<u8>,
+    pub(super) lines: Vec<(usize, i64)>,
 }
 
 impl Log {
-    fn new(stream: u128, count: usize, start_ms: i64, ms_per_line: i64) -> Self {
-        let mut log = Self { stream: StreamId(stream), text: Vec::new(), lines: Vec::new() };
+    pub(super) fn new(stream: u128, count: usize, start_ms: i64, ms_per_line: i64) -> Self {
+        let mut log = Self { stream: StreamId(stream), base: Position::zero(), text: Vec::new(), lines: Vec::new() };
         for n in 0..count {
             log.lines.push((log.text.len(), start_ms + n as i64 * ms_per_line));
             log.text.extend_from_slice(format!("stream {stream} line {n:06} {}\n", "x".repeat(n % 17)).as_bytes());
@@ -38,24 +39,24 @@ impl Log {
         log
     }
 
-    fn len(&self) -> u64 {
+    pub(super) fn len(&self) -> u64 {
         self.text.len() as u64
     }
 
-    fn position(&self, offset: u64) -> Position {
+    pub(super) fn position(&self, offset: u64) -> Position {
         Position { offset, tail: TailHash::of(&self.text[..offset as usize]) }
     }
 
-    fn line_start(&self, n: usize) -> u64 {
+    pub(super) fn line_start(&self, n: usize) -> u64 {
         self.lines.get(n).map_or(self.text.len(), |(at, _)| *at) as u64
     }
 
-    fn lines(&self) -> Vec<String> {
+    pub(super) fn lines(&self) -> Vec<String> {
         String::from_utf8_lossy(&self.text).lines().map(str::to_owned).collect()
     }
 
     /// The batch of lines `from..to`, cut into slices as an agent does.
-    fn batch(&self, from: usize, to: usize) -> Received {
+    pub(super) fn batch(&self, from: usize, to: usize) -> Received {
         let size = BucketSize::try_from(60).expect("valid");
         let agent: tributary_common::ids::AgentId = "web-1".parse().expect("valid");
         let (start, end) = (self.position(self.line_start(from)), self.position(self.line_start(to)));
@@ -68,7 +69,7 @@ impl Log {
                     agent: agent.clone(),
                     host: "web-1".into(),
                     stream: self.stream,
-                    base: Position::zero(),
+                    base: self.base,
                     start,
                     end,
                     runs: Vec::new(),
@@ -104,10 +105,10 @@ impl Log {
             agent,
             category: category(),
             stream: self.stream,
-            base: Position::zero(),
+            base: self.base,
             start,
             end,
-            committed: Position::zero(),
+            committed: self.base,
             received_ms: Some(0),
             slices: refs,
         };
@@ -117,7 +118,7 @@ impl Log {
     }
 }
 
-fn settings(recompress_below: u64) -> LaneSettings {
+pub(super) fn settings(recompress_below: u64) -> LaneSettings {
     LaneSettings {
         lanes: LaneCount::ONE,
         commit_interval: Duration::from_millis(10),
@@ -132,6 +133,7 @@ fn settings(recompress_below: u64) -> LaneSettings {
         replication: None,
         min_replication: 1,
         sync_timeout: Duration::from_secs(5),
+        clock: WallClock::system(),
         categories: BTreeMap::from([(
             category(),
             CategorySettings {
