@@ -308,3 +308,135 @@ impl Replayed {
         self.first_buckets.extend(entry.first_buckets);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tributary_common::bucket::BucketSize;
+    use tributary_common::position::TailHash;
+
+    fn key(hour: i64) -> HourKey {
+        HourKey { category: "app".parse().expect("valid"), bucket: BucketSize::HOUR.bucket_of_ms(hour * 3_600_000) }
+    }
+
+    fn stream(id: u128, end: u64) -> StreamRecord {
+        StreamRecord {
+            stream: StreamId(id),
+            agent: "web-1".parse().expect("valid"),
+            category: "app".parse().expect("valid"),
+            base: Position::zero(),
+            durable: std::iter::once(0..end).collect(),
+            ends: vec![Position::zero(), Position { offset: end, tail: TailHash(end) }],
+            touched_ms: 7,
+        }
+    }
+
+    fn entry(number: u64, snapshot: bool) -> Entry {
+        Entry {
+            number,
+            lane: LaneId(3),
+            epoch: Epoch(9),
+            written_ms: 1_795_378_521_000,
+            snapshot,
+            streams: Vec::new(),
+            forgotten: Vec::new(),
+            segments: Vec::new(),
+            hours: Vec::new(),
+            forgotten_hours: Vec::new(),
+            first_buckets: Vec::new(),
+        }
+    }
+
+    fn full() -> Entry {
+        let agent: AgentId = "web-1".parse().expect("valid");
+        let agents = BTreeMap::from([(agent, AgentCount { records: 2, bytes: 30 })]);
+        let file = SealedFile { source: "join-e1-0.gz".into(), name: "a.gz".into(), bytes: 40, records: 2 };
+        let seal = Seal {
+            version: 1,
+            lane: LaneId(3),
+            category: key(1).category,
+            bucket_start_s: 3_600,
+            bucket_size_s: 3_600,
+            files: vec![file.clone()],
+            inputs: vec!["a.gz".into(), "b.gz".into()],
+            agents: agents.clone(),
+        };
+        let late = LateMove { file: Some(file), inputs: Vec::new(), agents: agents.clone() };
+        Entry {
+            streams: vec![stream(1, 30)],
+            forgotten: vec![StreamId(2)],
+            segments: vec![SegmentRecord {
+                name: "c.gz".into(),
+                category: key(2).category,
+                bucket: key(2).bucket,
+                codec: Codec::Gzip,
+                covered: 20,
+                records: 1,
+                closed: true,
+                torn: true,
+                agents,
+            }],
+            hours: vec![
+                HourRecord { key: key(1), state: HourState::Announced(seal) },
+                HourRecord { key: key(2), state: HourState::Sealed },
+                HourRecord { key: key(3), state: HourState::Published },
+                HourRecord { key: key(4), state: HourState::Late(vec![late]) },
+            ],
+            forgotten_hours: vec![key(0)],
+            first_buckets: vec![(key(0).category, key(0).bucket)],
+            ..entry(5, true)
+        }
+    }
+
+    #[test]
+    fn an_entry_reads_back_and_only_in_its_place() {
+        let bytes = full().encode();
+        assert_eq!(Entry::decode(&bytes, LaneId(3), 5), Ok(full()));
+        for (lane, number) in [(LaneId(4), 5), (LaneId(3), 6)] {
+            let misplaced = Entry::decode(&bytes, lane, number);
+            assert_eq!(misplaced, Err(EntryError::Misplaced { found: 5, lane: LaneId(3) }));
+        }
+        assert_eq!(Entry::number_of(&Entry::file_name(5)), Some(5));
+        for foreign in ["ledger-5", "tmp-ledger-00000000000000000005", "ledger-0000000000000000000x"] {
+            assert_eq!(Entry::number_of(foreign), None);
+        }
+    }
+
+    #[test]
+    fn an_entry_that_was_cut_or_altered_is_never_read() {
+        let bytes = full().encode();
+        for cut in 0..bytes.len() {
+            assert!(Entry::decode(&bytes[..cut], LaneId(3), 5).is_err(), "cut at {cut}");
+        }
+        for bit in 0..bytes.len() * 8 {
+            let mut bad = bytes.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(Entry::decode(&bad, LaneId(3), 5).is_err(), "bit {bit}");
+        }
+    }
+
+    /// An entry as version 1 wrote it: the owner after an upgrade reads what the one before left.
+    #[test]
+    fn entries_of_version_1_are_still_read() {
+        assert_eq!(Entry::decode(include_bytes!("../../testdata/ledger-v1"), LaneId(3), 5), Ok(full()));
+    }
+
+    #[test]
+    fn entries_add_up_and_a_snapshot_replaces_all_before_it() {
+        let mut replayed = Replayed::default();
+        replayed.apply(Entry { streams: vec![stream(1, 10), stream(2, 10)], ..entry(0, true) });
+        replayed.apply(Entry {
+            streams: vec![stream(1, 20)],
+            forgotten: vec![StreamId(2)],
+            hours: vec![HourRecord { key: key(1), state: HourState::Sealed }],
+            ..entry(1, false)
+        });
+        assert_eq!(replayed.streams.values().cloned().collect::<Vec<_>>(), [stream(1, 20)]);
+        assert_eq!(replayed.hours, BTreeMap::from([(key(1), HourState::Sealed)]));
+        replayed.apply(Entry { forgotten_hours: vec![key(1)], ..entry(2, false) });
+        assert!(replayed.hours.is_empty());
+        replayed.apply(full());
+        assert_eq!((replayed.last, replayed.streams.len(), replayed.hours.len()), (Some(5), 1, 4));
+        assert_eq!(replayed.segments.keys().collect::<Vec<_>>(), ["c.gz"]);
+    }
+}
