@@ -22,6 +22,7 @@ use super::ingest::{Decision, Ingest, SlicePlan};
 use super::ledger::{Entry, HourKey, HourRecord, HourState, LateMove, Seal, SegmentRecord};
 use super::metrics::LaneMetrics;
 use super::recovery::Taken;
+use super::replication::Replication;
 use super::segment::{Counts, HeldRanges, Report, Segment, SegmentId, file_name, spawn_writer};
 use super::sink::{LaneSink, Scan};
 use crate::dfs::{CreateOptions, Dfs, DfsError, Guard};
@@ -154,7 +155,6 @@ pub struct Lane {
     forgotten_streams: Vec<tributary_common::ids::StreamId>,
     forgotten_hours: Vec<HourKey>,
     next_segment: u64,
-    replication: Replication,
     encoders: HashMap<Codec, FrameEncoder>,
     next_entry: u64,
     seen_entry: Option<u64>,
@@ -169,41 +169,6 @@ pub struct Lane {
     started: Instant,
     draining: Option<oneshot::Sender<()>>,
     metrics: LaneMetrics,
-}
-
-/// The number of copies for new files, lowered while the sink can't write with more.
-#[derive(Debug)]
-struct Replication {
-    wanted: Option<u16>,
-    least: u16,
-    lowered: Option<u16>,
-    failures: u32,
-}
-
-/// After how many failures in a row of new files the next ones get one copy less.
-const FAILURES_PER_STEP: u32 = 3;
-
-/// The number of copies that HDFS makes when nothing else is configured; where the drop begins when the topology names none.
-const DEFAULT_REPLICATION: u16 = 3;
-
-impl Replication {
-    fn now(&self) -> Option<u16> {
-        self.lowered.or(self.wanted)
-    }
-
-    fn new_file_failed(&mut self) {
-        self.failures += 1;
-        if self.failures.is_multiple_of(FAILURES_PER_STEP) {
-            let now = self.now().unwrap_or(DEFAULT_REPLICATION);
-            if now > self.least {
-                self.lowered = Some(now - 1);
-            }
-        }
-    }
-
-    fn new_file_works(&mut self) {
-        self.failures = 0;
-    }
 }
 
 /// Ledger entries between two snapshots.
@@ -280,6 +245,7 @@ impl Lane {
             lane,
             lanes: settings.lanes,
             create,
+            replication: Arc::new(Replication::new(settings.replication, settings.min_replication)),
             epoch: taken.epoch,
             attempts: Arc::default(),
             success_file: settings.success_file.clone(),
@@ -310,12 +276,6 @@ impl Lane {
         let unpublished = sealed.map(|(key, _)| key.clone()).collect();
         let next_entry = taken.last_entry.map_or(0, |last| last + 1);
         Self {
-            replication: Replication {
-                wanted: settings.replication,
-                least: settings.min_replication,
-                lowered: None,
-                failures: 0,
-            },
             settings,
             sink,
             epoch: taken.epoch,
@@ -522,7 +482,7 @@ impl Lane {
         self.next_segment += 1;
         let name = file_name(&key, codec, self.sink.lane, self.epoch, id);
         let options = CreateOptions {
-            replication: self.replication.now(),
+            replication: self.sink.replication.for_new_file(Instant::now()),
             block_size: block_size(
                 self.settings.categories.get(&key.category).map_or(MIN_BLOCK_BYTES, |c| c.roll_size),
             ),
@@ -530,7 +490,7 @@ impl Lane {
         };
         let path = self.sink.dir.join(&name);
         let writer = spawn_writer(Arc::clone(&self.sink.dfs), path, options, id, self.reports.clone());
-        self.open.insert(id, Segment::new(id, name, key.clone(), codec, writer));
+        self.open.insert(id, Segment::new(id, name, key.clone(), codec, options.replication, writer));
         self.writing.insert((key, codec), id);
         id
     }
@@ -638,8 +598,10 @@ impl Lane {
     fn on_report(&mut self, id: SegmentId, report: Report) {
         match report {
             Report::Synced(len) => {
-                self.replication.new_file_works();
                 if let Some(segment) = self.open.get_mut(&id) {
+                    if segment.synced == 0 {
+                        self.sink.replication.works();
+                    }
                     segment.busy = false;
                     let durable = segment.synced(len);
                     self.mark_durable(durable);
@@ -649,12 +611,25 @@ impl Lane {
                 if let Some(mut segment) = self.open.remove(&id) {
                     let durable = segment.synced(len);
                     self.mark_durable(durable);
+                    self.raise_copies(&segment);
                     let record = SegmentRecord { closed: true, ..segment.record() };
                     self.closed.insert(record.name.clone(), Closed { record, unsettled: None, in_entry: None });
                     self.entry_wanted = true;
                 }
             }
             Report::Failed(error) => self.give_up(id, &error),
+        }
+    }
+
+    /// Gives a file that was made with fewer copies the others.
+    fn raise_copies(&self, segment: &Segment) {
+        if let Some(copies) = self.sink.replication.raise_to(segment.replication) {
+            let (sink, name) = (self.sink.clone(), segment.name.clone());
+            tokio::spawn(async move {
+                if let Err(error) = sink.dfs.set_replication(&sink.dir.join(&name), copies).await {
+                    tracing::warn!(segment = %name, copies, %error, "the copies of a closed file can't be raised; do it by hand: hdfs dfs -setrep");
+                }
+            });
         }
     }
 
@@ -671,7 +646,7 @@ impl Lane {
         self.metrics.segment_failed();
         self.writing.retain(|_, writing| *writing != id);
         if segment.synced == 0 {
-            self.replication.new_file_failed();
+            self.sink.replication.failed(Instant::now());
         }
         let lost_unless_found = segment.unsynced();
         for stream in streams_of(&lost_unless_found) {

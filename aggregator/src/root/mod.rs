@@ -25,6 +25,7 @@ pub mod lane;
 pub mod ledger;
 pub mod metrics;
 pub mod recovery;
+pub mod replication;
 pub mod segment;
 pub mod sink;
 #[cfg(test)]

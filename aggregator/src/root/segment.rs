@@ -40,6 +40,8 @@ pub struct Segment {
     pub key: HourKey,
     /// The codec of its frames.
     pub codec: Codec,
+    /// How many copies were asked for; none for the file system's own number.
+    pub replication: Option<u16>,
     /// Bytes handed to the writer.
     pub written: u64,
     /// Bytes covered by a sync.
@@ -113,6 +115,7 @@ impl Segment {
         name: String,
         key: HourKey,
         codec: Codec,
+        replication: Option<u16>,
         writer: mpsc::UnboundedSender<Command>,
     ) -> Self {
         Self {
@@ -120,6 +123,7 @@ impl Segment {
             name,
             key,
             codec,
+            replication,
             written: 0,
             synced: 0,
             busy: false,
@@ -263,6 +267,9 @@ pub fn spawn_writer(
     commands
 }
 
+/// Which part of the time for a sync the first one of a new file gets.
+const FIRST_SYNC_SHARE: u32 = 4;
+
 async fn run_writer(
     dfs: Arc<dyn Dfs>,
     path: DfsPath,
@@ -273,6 +280,7 @@ async fn run_writer(
 ) -> Result<Option<u64>, DfsError> {
     let mut writer = dfs.create(&path, options).await?;
     let mut len = 0;
+    let mut first_sync = true;
     while let Some(order) = orders.recv().await {
         match order {
             Command::Write(bytes) => {
@@ -280,7 +288,19 @@ async fn run_writer(
                 writer.write(bytes).await?;
             }
             Command::Sync => {
-                writer.sync().await?;
+                if std::mem::take(&mut first_sync) {
+                    // A new file may meet a DataNode that died: another one is tried soon.
+                    let deadline = options.sync_timeout / FIRST_SYNC_SHARE;
+                    tokio::time::timeout(deadline, writer.sync()).await.unwrap_or_else(|_| {
+                        Err(DfsError::UnknownOutcome {
+                            call: "sync",
+                            path: path.clone(),
+                            reason: format!("the first sync of a new file took longer than {deadline:?}"),
+                        })
+                    })?;
+                } else {
+                    writer.sync().await?;
+                }
                 let _ = reports.send((id, Report::Synced(len)));
             }
             Command::Close => {

@@ -10,13 +10,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 use tributary_common::bucket::Bucket;
 use tributary_common::frame::{FrameError, FrameHeader, Peek};
 use tributary_common::ids::{CategoryName, Epoch, LaneCount, LaneId};
 
 use super::hours::{JOIN_PREFIX, LATE_DIR, MANIFEST_FILE, Manifest, TEMP_PREFIX, plan_files, seal_file};
 use super::ledger::{AgentCount, Entry, HourKey, LateMove, Seal, SealedFile, SegmentRecord};
-use crate::dfs::{CreateOptions, Dfs, DfsError, DfsPath, recover_until_closed};
+use super::replication::Replication;
+use crate::dfs::{CreateOptions, Dfs, DfsError, DfsPath, DfsWriter, recover_until_closed};
 
 /// How much of a file is read at once.
 const READ_BYTES: usize = 4 << 20;
@@ -37,6 +39,8 @@ pub struct LaneSink {
     pub lanes: LaneCount,
     /// How new files are made.
     pub create: CreateOptions,
+    /// How many copies new files get; shared by all clones.
+    pub replication: Arc<Replication>,
     /// This owner's epoch, for names that no other owner has used.
     pub epoch: Epoch,
     /// Counts the files that were begun, for their names. Shared by all clones.
@@ -155,6 +159,13 @@ macro_rules! persist {
     }};
 }
 
+/// A file that is being made.
+struct NewFile {
+    writer: Box<dyn DfsWriter>,
+    len: u64,
+    replication: Option<u16>,
+}
+
 impl LaneSink {
     /// A name in the lane's directory that no attempt before has used: what a call with an unknown outcome does to its path,
     /// perhaps much later, must not meet anything.
@@ -175,16 +186,40 @@ impl LaneSink {
     async fn make(&self, what: &str, chunks: &[Bytes]) -> Result<DfsPath, DfsError> {
         persist!("make a file", {
             let path = self.fresh(TEMP_PREFIX, what);
-            let mut writer = self.dfs.create(&path, self.create).await?;
-            let mut len = 0;
+            let mut file = self.begin(&path).await?;
             for chunk in chunks {
-                len += chunk.len() as u64;
-                writer.write(chunk.clone()).await?;
+                file.len += chunk.len() as u64;
+                file.writer.write(chunk.clone()).await?;
             }
-            writer.sync().await?;
-            writer.close().await?;
-            self.check_len(&path, len).await.map(|()| path)
+            self.finish(file, &path).await.map(|()| path)
         })
+    }
+
+    async fn begin(&self, path: &DfsPath) -> Result<NewFile, DfsError> {
+        let replication = self.replication.for_new_file(Instant::now());
+        match self.dfs.create(path, CreateOptions { replication, ..self.create }).await {
+            Ok(writer) => Ok(NewFile { writer, len: 0, replication }),
+            Err(error) => {
+                self.replication.failed(Instant::now());
+                Err(error)
+            }
+        }
+    }
+
+    /// Syncs and closes a file, checks its length, and gives it all its copies.
+    async fn finish(&self, mut file: NewFile, path: &DfsPath) -> Result<(), DfsError> {
+        if let Err(error) = file.writer.sync().await {
+            self.replication.failed(Instant::now());
+            return Err(error);
+        }
+        self.replication.works();
+        file.writer.close().await?;
+        if let Some(copies) = self.replication.raise_to(file.replication)
+            && let Err(error) = self.dfs.set_replication(path, copies).await
+        {
+            tracing::warn!(file = %path, copies, %error, "the copies of a closed file can't be raised");
+        }
+        self.check_len(path, file.len).await
     }
 
     async fn check_len(&self, path: &DfsPath, len: u64) -> Result<(), DfsError> {
@@ -330,8 +365,7 @@ impl LaneSink {
     async fn join(&self, inputs: &[SegmentRecord], extension: &str) -> Result<DfsPath, DfsError> {
         persist!("join segments", {
             let path = self.fresh(JOIN_PREFIX, extension);
-            let mut writer = self.dfs.create(&path, self.create).await?;
-            let mut len = 0;
+            let mut file = self.begin(&path).await?;
             for input in inputs {
                 let source = self.dir.join(&input.name);
                 let mut at = 0;
@@ -343,13 +377,11 @@ impl LaneSink {
                         return Err(DfsError::Refused { call: "join", path: source, reason });
                     }
                     at += bytes.len() as u64;
-                    writer.write(bytes).await?;
+                    file.writer.write(bytes).await?;
                 }
-                len += at;
+                file.len += at;
             }
-            writer.sync().await?;
-            writer.close().await?;
-            self.check_len(&path, len).await.map(|()| path)
+            self.finish(file, &path).await.map(|()| path)
         })
     }
 
