@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use rand::rngs::StdRng;
@@ -10,10 +11,18 @@ use rand::{RngExt, SeedableRng};
 use tributary_common::batch::{Batch, BatchHeader, SliceRef};
 use tributary_common::bucket::BucketSize;
 use tributary_common::frame::{Codec, FrameEncoder, Run, SliceDescriptor};
+use tributary_common::http::body::BodyPace;
+use tributary_common::http::server::{ServerLimits, ServerMetrics, serve};
 use tributary_common::ids::{AgentId, CategoryName, LaneCount, StreamId};
+use tributary_common::messages::{
+    Answer, Answers, BATCHES_CONTENT_TYPE, BATCHES_PATH, Categories, CategorySettings, POSITIONS_PATH, PositionsQuery,
+    StreamQuery,
+};
 use tributary_common::position::{Position, TailHash};
 
+use crate::receive::{ReceiveLimits, ReceiveMetrics, Receiver};
 use crate::spool::io::{Folder, FolderFile};
+use crate::tier::Tier;
 
 /// The content of a stream: its own at every offset.
 pub(crate) fn content(stream: StreamId, from: u64, to: u64) -> Vec<u8> {
@@ -260,4 +269,94 @@ impl FolderFile for HostileFile {
     fn size(&self) -> io::Result<u64> {
         Ok(locked(&self.content).bytes.len() as u64)
     }
+}
+
+/// A server in front of a tier, on a port of its own. Ends when dropped, as a killed process would.
+pub(crate) struct Served {
+    pub(crate) address: std::net::SocketAddr,
+    pub(crate) metrics: Arc<ReceiveMetrics>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// What the tests' topology says.
+pub(crate) fn categories() -> Categories {
+    let settings = CategorySettings { bucket_s: BucketSize::HOUR, codec: Codec::Gzip };
+    Categories { lanes: LaneCount::ONE, categories: [(category(), settings)].into() }
+}
+
+pub(crate) const RECEIVE_LIMITS: ReceiveLimits =
+    ReceiveLimits { max_request_bytes: 64 << 10, max_batch_bytes: 16 << 10, max_in_flight_bytes: 100 << 10 };
+
+/// Serves a tier on `address`, where port 0 is one that is free.
+pub(crate) async fn serve_on<T: Tier>(tier: T, address: std::net::SocketAddr) -> Served {
+    let listener = tokio::net::TcpListener::bind(address).await.expect("the port is free");
+    let address = listener.local_addr().expect("it has an address");
+    let metrics = Arc::<ReceiveMetrics>::default();
+    let receiver = Arc::new(Receiver::new(tier, categories(), RECEIVE_LIMITS, || 1_000_000, Arc::clone(&metrics)));
+    let limits = ServerLimits {
+        max_connections: 100,
+        header_timeout: Duration::from_secs(60),
+        body: BodyPace { idle_timeout: Duration::from_secs(60), min_rate: 1 },
+        write_timeout: Duration::from_secs(60),
+        drain_timeout: Duration::from_secs(60),
+    };
+    let shutdown = tokio_util::sync::CancellationToken::new();
+    let served = serve(listener, limits, ServerMetrics::default(), shutdown, move |request| {
+        let receiver = Arc::clone(&receiver);
+        async move { receiver.handle(request).await }
+    });
+    let task = tokio::spawn(async move {
+        served.await;
+    });
+    Served { address, metrics, task }
+}
+
+pub(crate) async fn serve_tier<T: Tier>(tier: T) -> Served {
+    serve_on(tier, ([127, 0, 0, 1], 0).into()).await
+}
+
+/// The body of a request.
+pub(crate) fn body(batches: &[Batch]) -> Vec<u8> {
+    batches.iter().flat_map(|batch| [batch.encode_head(), batch.body.clone()].concat()).collect()
+}
+
+/// Posts bytes; returns the status and the body of the answer.
+pub(crate) async fn post(
+    address: std::net::SocketAddr,
+    path: &str,
+    content_type: &str,
+    body: Vec<u8>,
+) -> (u16, serde_json::Value) {
+    let url = format!("http://{address}{path}");
+    let response = reqwest::Client::builder().no_proxy().build().expect("a client");
+    let response = response.post(url).header("content-type", content_type).body(body).send().await.expect("answers");
+    (response.status().as_u16(), response.json().await.expect("the answer is JSON"))
+}
+
+/// Offers batches; they must be answered.
+pub(crate) async fn offer(address: std::net::SocketAddr, batches: &[Batch]) -> Vec<Answer> {
+    let (status, said) = post(address, BATCHES_PATH, BATCHES_CONTENT_TYPE, body(batches)).await;
+    assert_eq!(status, 200, "{said}");
+    serde_json::from_value::<Answers>(said).expect("answers").answers
+}
+
+/// Asks for the position of one stream.
+pub(crate) async fn position(address: std::net::SocketAddr, stream: StreamId) -> Answer {
+    let asked = StreamQuery {
+        lane: agent().lane(LaneCount::ONE),
+        agent: agent(),
+        category: category(),
+        stream,
+        committed: None,
+    };
+    let query = serde_json::to_vec(&PositionsQuery { streams: vec![asked] }).expect("serializes");
+    let (status, said) = post(address, POSITIONS_PATH, "application/json", query).await;
+    assert_eq!(status, 200, "{said}");
+    serde_json::from_value::<Answers>(said).expect("answers").answers.remove(0)
 }

@@ -32,6 +32,9 @@ const GROUP_BYTES: u64 = 32 << 20;
 /// When a sender may come again after a write to the spool failed or found no room.
 const NO_ROOM_RETRY_AFTER: Duration = Duration::from_secs(5);
 
+/// Files that nobody needs wait so long for a group that comes anyway, and for the next attempt if they can't be deleted.
+const GARBAGE_PAUSE: Duration = Duration::from_secs(1);
+
 /// How often the state is shown, and its bounds are looked at.
 const TICK: Duration = Duration::from_millis(500);
 
@@ -144,7 +147,7 @@ impl Core {
             keeping: JoinSet::new(),
             keep_again: Vec::new(),
             next_tick: now,
-            next_sweep: now + SWEEP,
+            next_sweep: now,
             trouble: None,
             _lock: lock,
         }
@@ -155,7 +158,7 @@ impl Core {
             let now = Instant::now();
             self.begin_group(now);
             self.send(now);
-            let deadline = self.deadline();
+            let deadline = self.deadline(now);
             tokio::select! {
                 message = inbox.recv() => match message {
                     None => return,
@@ -189,8 +192,8 @@ impl Core {
         }
     }
 
-    fn deadline(&self) -> Instant {
-        let group = self.group_due().filter(|_| self.group.is_none());
+    fn deadline(&self, now: Instant) -> Instant {
+        let group = self.group_due(now).filter(|_| self.group.is_none());
         [Some(self.next_tick), group, self.forwarder.next_deadline()]
             .into_iter()
             .flatten()
@@ -209,13 +212,17 @@ impl Core {
     // ---- groups
 
     /// When the next group should begin, if there is anything to do.
-    fn group_due(&self) -> Option<Instant> {
-        let wanted = !self.waiting.is_empty() || self.spool.has_garbage();
-        wanted.then(|| self.last_group.map_or_else(Instant::now, |last| last + self.options.sync_interval))
+    fn group_due(&self, now: Instant) -> Option<Instant> {
+        let pause = match (self.waiting.is_empty(), self.spool.has_garbage()) {
+            (false, _) => self.options.sync_interval,
+            (true, true) => GARBAGE_PAUSE,
+            (true, false) => return None,
+        };
+        Some(self.last_group.map_or(now, |last| last + pause))
     }
 
     fn begin_group(&mut self, now: Instant) {
-        if self.group.is_some() || self.group_due().is_none_or(|due| now < due) {
+        if self.group.is_some() || self.group_due(now).is_none_or(|due| now < due) {
             return;
         }
         let mut group = self.spool.plan();

@@ -395,3 +395,6 @@ fn json<B: Serialize>(status: StatusCode, body: &B) -> Response<Full<Bytes>> {
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
+
+#[cfg(test)]
+mod tests;
