@@ -1,3 +1,5 @@
 //! The agent.
 
 pub mod config;
+pub mod cut;
+pub mod timestamp;
