@@ -1,0 +1,392 @@
+//! The threads that touch log files: they open, read, cut and compress, one job at a time each.
+//!
+//! A batch is read, cut and compressed by one thread, while its bytes are in that core's cache; so a thread needs one
+//! buffer, whatever the number of files. Who reads what is decided elsewhere.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use tributary_common::batch::Batch;
+use tributary_common::bucket::BucketSize;
+use tributary_common::frame::Codec;
+use tributary_common::position::{Position, TAIL_WINDOW_BYTES, TailHash};
+
+use crate::compress::{BatchFacts, Packer};
+use crate::config::{LongLines, Source};
+use crate::cut::{CutOptions, DataEnd, Input, cut};
+use crate::identity::{FileFacts, Head, read_up_to};
+use crate::timestamp::{LineTime, TimeReader};
+
+/// How far back a line that says its time is looked for, when a file is taken up in the middle.
+const TIME_SEARCH_BYTES: usize = 64 << 10;
+
+/// How far back from the end of a file its last newline is looked for.
+const END_SEARCH_BYTES: usize = 1 << 20;
+
+/// The name of a log file in this process, never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TailId(pub u64);
+
+/// The time of the line before a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Carry {
+    /// Not known here: it is looked for in the file.
+    Search,
+    /// Milliseconds since 1970; none where no line before says a time.
+    Known(Option<i64>),
+}
+
+/// A batch to make.
+#[derive(Debug, Clone)]
+pub struct ReadJob {
+    /// Grows when the stream goes back; given back with the result.
+    pub generation: u64,
+    /// The number of the source.
+    pub source: usize,
+    /// Where to begin.
+    pub from: Position,
+    /// Whether an unterminated last line is a record.
+    pub end: DataEnd,
+    /// The time of the line before.
+    pub carry: Carry,
+    /// The clock, milliseconds since 1970.
+    pub now_ms: i64,
+    /// The category's buckets.
+    pub bucket: BucketSize,
+    /// Codec and level.
+    pub codec: (Codec, i32),
+    /// What the batch says of itself.
+    pub facts: BatchFacts,
+}
+
+/// What a worker is to do.
+#[derive(Debug)]
+pub enum Job {
+    /// Open a file.
+    Open {
+        /// Where it is.
+        path: PathBuf,
+        /// Whether the end of its last line is wanted.
+        find_end: bool,
+    },
+    /// Read the beginning of an open file.
+    Head(Arc<File>),
+    /// Make a batch.
+    Read(Arc<File>, Box<ReadJob>),
+    /// Compare the file with tail hashes.
+    Check(Arc<File>, Vec<Position>),
+}
+
+/// A file that was opened.
+#[derive(Debug)]
+pub struct Opened {
+    /// The file.
+    pub file: Arc<File>,
+    /// What the system says of it.
+    pub facts: FileFacts,
+    /// Its beginning.
+    pub head: Head,
+    /// The end of its last whole line, if that was wanted.
+    pub end: Option<Position>,
+}
+
+/// What became of a job.
+#[derive(Debug)]
+pub enum Done {
+    /// The file is open.
+    Opened(Box<io::Result<Opened>>),
+    /// The beginning of the file.
+    Head(io::Result<(FileFacts, Head)>),
+    /// A batch was cut and is being compressed.
+    Cut {
+        /// Of the job.
+        generation: u64,
+        /// Of the job.
+        from: Position,
+        /// Where it ends.
+        end: Position,
+        /// The time of its last line.
+        carry: Option<i64>,
+        /// Lines in it.
+        lines: u64,
+        /// Of these, altered ones.
+        altered: u64,
+        /// Lines whose time was not believed.
+        implausible: u64,
+    },
+    /// There was no whole record.
+    Nothing {
+        /// Of the job.
+        generation: u64,
+        /// How long the file was.
+        size: u64,
+    },
+    /// The file does not have the bytes that it had.
+    OtherBytes {
+        /// Of the job.
+        generation: u64,
+        /// Of the job.
+        from: Position,
+        /// How long the file was.
+        size: u64,
+    },
+    /// The file could not be read.
+    ReadFailed {
+        /// Why.
+        error: io::Error,
+    },
+    /// The batch that was cut is compressed.
+    Packed {
+        /// Of the job.
+        generation: u64,
+        /// Where it ends.
+        end: Position,
+        /// The batch, or what makes it impossible.
+        batch: Result<Batch, String>,
+    },
+    /// Those positions at which the file has the bytes that the hashes say.
+    Checked(Vec<Position>, io::Result<Vec<Position>>),
+}
+
+/// What all jobs share.
+#[derive(Debug)]
+pub struct WorkerOptions {
+    /// The sources.
+    pub sources: Vec<Source>,
+    /// The most bytes of a file that one batch covers.
+    pub batch_bytes: usize,
+}
+
+/// The threads.
+#[derive(Debug)]
+pub struct Workers {
+    jobs: Option<Sender<(TailId, Job)>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Workers {
+    /// Starts `count` threads; each result is given to `done`, which returns whether anybody still wants results.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn start(
+        count: u16,
+        options: WorkerOptions,
+        done: impl Fn(TailId, Done) -> bool + Send + Clone + 'static,
+    ) -> io::Result<Self> {
+        let options = Arc::new(options);
+        let (jobs, queue) = channel();
+        let queue = Arc::new(Mutex::new(queue));
+        let threads = (0..count)
+            .map(|n| {
+                let (options, queue, done) = (Arc::clone(&options), Arc::clone(&queue), done.clone());
+                std::thread::Builder::new()
+                    .name(format!("worker-{n}"))
+                    .spawn(move || Worker::new(&options).work(&queue, done))
+            })
+            .collect::<io::Result<_>>()?;
+        Ok(Self { jobs: Some(jobs), threads })
+    }
+
+    /// Queues a job.
+    pub fn submit(&self, tail: TailId, job: Job) {
+        // Fails only when all threads are gone, of which the caller hears by its own channel.
+        let _ = self.jobs.as_ref().map(|jobs| jobs.send((tail, job)));
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.jobs = None;
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has said so.
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Worker<'a> {
+    options: &'a WorkerOptions,
+    /// One per source, where it has times to read.
+    times: Vec<Option<TimeReader>>,
+    buffer: Vec<u8>,
+    packer: Packer,
+}
+
+impl<'a> Worker<'a> {
+    fn new(options: &'a WorkerOptions) -> Self {
+        let times = options.sources.iter().map(|source| source.timestamp.as_ref().map(TimeReader::new)).collect();
+        Self { options, times, buffer: Vec::new(), packer: Packer::default() }
+    }
+
+    fn work(&mut self, queue: &Mutex<Receiver<(TailId, Job)>>, done: impl Fn(TailId, Done) -> bool) {
+        loop {
+            let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            let Ok((tail, job)) = next else { return };
+            let wanted = match job {
+                Job::Open { path, find_end } => done(tail, Done::Opened(Box::new(open(&path, find_end)))),
+                Job::Head(file) => {
+                    let head = FileFacts::of(&file).and_then(|facts| Ok((facts, Head::of(&file)?)));
+                    done(tail, Done::Head(head))
+                }
+                Job::Check(file, positions) => {
+                    let matching = check(&file, &positions);
+                    done(tail, Done::Checked(positions, matching))
+                }
+                Job::Read(file, job) => self
+                    .read(&file, *job, |what| done(tail, what))
+                    .unwrap_or_else(|error| done(tail, Done::ReadFailed { error })),
+            };
+            if !wanted {
+                return;
+            }
+        }
+    }
+
+    fn read(&mut self, file: &File, job: ReadJob, done: impl Fn(Done) -> bool) -> io::Result<bool> {
+        let source = &self.options.sources[job.source];
+        let (from, generation) = (job.from, job.generation);
+        let mut times = self.times[job.source].as_mut();
+        // One byte more than a batch covers, so that the longest line has room for its newline.
+        let wanted = self.options.batch_bytes + 1;
+        let before = match job.carry {
+            Carry::Search if times.is_some() => TIME_SEARCH_BYTES,
+            _ => TAIL_WINDOW_BYTES,
+        };
+        let before = usize::try_from(from.offset).unwrap_or(usize::MAX).min(before);
+        self.buffer.resize(self.buffer.len().max(before + wanted), 0);
+        let got = read_up_to(file, &mut self.buffer[..before + wanted], from.offset - before as u64)?;
+        let size = from.offset - before as u64 + got as u64;
+        if got < before || TailHash::of(&self.buffer[..before]) != from.tail {
+            return Ok(done(Done::OtherBytes { generation, from, size }));
+        }
+        let (known, data) = self.buffer[..got].split_at(before);
+        let at_end = data.len() < wanted;
+        let carry_ms = match (job.carry, &mut times) {
+            (Carry::Known(ms), _) => ms,
+            (Carry::Search, None) => None,
+            (Carry::Search, Some(times)) => last_time(known, before as u64 == from.offset, times, job.now_ms),
+        };
+        let inside_line = known.last().is_some_and(|byte| *byte != b'\n');
+        let skipping = inside_line
+            && source.long_lines != LongLines::Split
+            && is_behind_long_line(file, from.offset, source.max_line_bytes)?;
+        let options = CutOptions {
+            max_line_bytes: source.max_line_bytes as usize,
+            long_lines: source.long_lines,
+            prefix: source.record_prefix.clone(),
+            bucket: job.bucket,
+            max_stored_bytes: 2 * self.options.batch_bytes,
+        };
+        let input = Input {
+            data,
+            offset: from.offset,
+            end: if at_end { job.end } else { DataEnd::Open },
+            inside_line,
+            skipping,
+            carry_ms,
+            now_ms: job.now_ms,
+        };
+        let cut = cut(&options, input, times);
+        if cut.len == 0 {
+            return Ok(done(Done::Nothing { generation, size }));
+        }
+        let end = Position {
+            offset: from.offset + cut.len as u64,
+            tail: TailHash::of(&self.buffer[..before + cut.len]),
+        };
+        let wanted = done(Done::Cut {
+            generation,
+            from,
+            end,
+            carry: cut.carry_ms,
+            lines: cut.lines,
+            altered: cut.altered,
+            implausible: cut.implausible,
+        });
+        if !wanted {
+            return Ok(false);
+        }
+        let data = &self.buffer[before..got];
+        let batch = self.packer.pack(job.codec, job.facts, (from, end), &cut, data).map_err(|error| error.to_string());
+        Ok(done(Done::Packed { generation, end, batch }))
+    }
+}
+
+fn open(path: &std::path::Path, find_end: bool) -> io::Result<Opened> {
+    // Opening a pipe would wait for its writer otherwise.
+    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits();
+    let file = OpenOptions::new().read(true).custom_flags(nonblocking.cast_signed()).open(path)?;
+    let facts = FileFacts::of(&file)?;
+    if !facts.regular {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    let head = Head::of(&file)?;
+    let end = if find_end { Some(end_of_lines(&file, facts.size)?) } else { None };
+    Ok(Opened { file: Arc::new(file), facts, head, end })
+}
+
+/// The position behind the last newline before `size`.
+fn end_of_lines(file: &File, size: u64) -> io::Result<Position> {
+    let from = size.saturating_sub(END_SEARCH_BYTES as u64);
+    let mut bytes = vec![0; (size - from) as usize];
+    let got = read_up_to(file, &mut bytes, from)?;
+    let offset = match memchr::memrchr(b'\n', &bytes[..got]) {
+        Some(newline) => from + newline as u64 + 1,
+        // One very long line: its end is as good a place as any.
+        None if from > 0 => from + got as u64,
+        None => 0,
+    };
+    Ok(Position { offset, tail: tail_at(file, offset)? })
+}
+
+fn tail_at(file: &File, offset: u64) -> io::Result<TailHash> {
+    let before = offset.min(TAIL_WINDOW_BYTES as u64);
+    let mut bytes = vec![0; before as usize];
+    let got = read_up_to(file, &mut bytes, offset - before)?;
+    bytes.truncate(got);
+    Ok(TailHash::of(&bytes))
+}
+
+fn check(file: &File, positions: &[Position]) -> io::Result<Vec<Position>> {
+    let size = FileFacts::of(file)?.size;
+    let mut matching = Vec::new();
+    for position in positions.iter().filter(|position| position.offset <= size) {
+        if tail_at(file, position.offset)? == position.tail {
+            matching.push(*position);
+        }
+    }
+    Ok(matching)
+}
+
+/// The time of the last line in `known` that says one. `from_start`: whether `known` begins where the file does.
+fn last_time(known: &[u8], from_start: bool, times: &mut TimeReader, now_ms: i64) -> Option<i64> {
+    let mut end = known.len();
+    while end > 0 {
+        let start = memchr::memrchr(b'\n', &known[..end - 1]).map_or(0, |newline| newline + 1);
+        if start > 0 || from_start {
+            match times.read(&known[start..end], now_ms) {
+                LineTime::At(ms) => return Some(ms),
+                LineTime::Implausible => return Some(now_ms),
+                LineTime::None => {}
+            }
+        }
+        end = start;
+    }
+    None
+}
+
+/// Whether more than `max_line_bytes` bytes without a newline lie before `offset`: then that line's beginning was
+/// stored or dropped, and its rest is stored as nothing. A shorter one was given a newline, and goes on as another
+/// record.
+fn is_behind_long_line(file: &File, offset: u64, max_line_bytes: u64) -> io::Result<bool> {
+    let Some(from) = offset.checked_sub(max_line_bytes + 1) else { return Ok(false) };
+    let mut bytes = vec![0; max_line_bytes as usize + 1];
+    let got = read_up_to(file, &mut bytes, from)?;
+    Ok(got == bytes.len() && memchr::memchr(b'\n', &bytes).is_none())
+}
