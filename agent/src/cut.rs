@@ -155,8 +155,7 @@ struct Cutting<'a> {
     cut: Cut,
     /// The slice of the last record, and what of time belongs to its bucket, in milliseconds.
     current: usize,
-    current_from_ms: i64,
-    current_to_ms: i64,
+    current_ms: std::ops::Range<i64>,
     stored: usize,
 }
 
@@ -170,8 +169,7 @@ pub fn cut(options: &CutOptions, input: Input<'_>, mut times: Option<&mut TimeRe
         input,
         cut: Cut { carry_ms: input.carry_ms, ..Cut::default() },
         current: usize::MAX,
-        current_from_ms: 0,
-        current_to_ms: 0,
+        current_ms: 0..0,
         stored: 0,
     };
     if input.inside_line && !cutting.rest_of_line() {
@@ -199,7 +197,8 @@ pub fn cut(options: &CutOptions, input: Input<'_>, mut times: Option<&mut TimeRe
     if long || (input.end == DataEnd::Final && !rest.is_empty()) {
         let time = cutting.time_of(rest, times);
         cutting.carry(time);
-        let fits = if long { cutting.add_long(at, rest.len(), false) } else { cutting.add_unterminated(at, rest.len()) };
+        let fits =
+            if long { cutting.add_long(at, rest.len(), false) } else { cutting.add_unterminated(at, rest.len()) };
         if fits {
             cutting.count(time);
         }
@@ -304,7 +303,7 @@ impl Cutting<'_> {
             return false;
         }
         let ms = self.cut.carry_ms.unwrap_or(self.input.now_ms);
-        if !(self.current_from_ms <= ms && ms < self.current_to_ms) && !self.go_to_slice(ms) {
+        if !self.current_ms.contains(&ms) && !self.go_to_slice(ms) {
             return false;
         }
         let (data, offset) = (self.input.data, self.input.offset);
@@ -368,8 +367,7 @@ impl Cutting<'_> {
             return false;
         }
         self.current = index;
-        self.current_from_ms = bucket.start_s() * 1000;
-        self.current_to_ms = bucket.end_ms();
+        self.current_ms = bucket.start_s() * 1000..bucket.end_ms();
         true
     }
 }

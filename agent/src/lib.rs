@@ -1,9 +1,31 @@
-//! The agent.
+//! The agent: finds log files, follows them, and ships their lines in compressed batches to the tier above.
+//!
+//! | Part | What it does |
+//! |---|---|
+//! | [`config`] | what is shipped, how, and to whom |
+//! | [`discover`] | finds files |
+//! | [`identity`] | what makes a file the same file |
+//! | [`tail`] | decides when a file is read |
+//! | [`stream`] | decides what is read, sent and let go of |
+//! | [`timestamp`], [`cut`], [`compress`] | make batches of bytes |
+//! | [`worker`] | the threads that touch log files |
+//! | [`checkpoint`] | what is remembered from run to run |
+//! | [`ship`] | requests |
+//! | [`engine`] | carries out what the others decide |
+//! | [`status`], [`metrics`] | what is shown |
+//! | [`cli`] | the program |
 
+pub mod checkpoint;
+pub mod cli;
 pub mod compress;
 pub mod config;
 pub mod cut;
+pub mod discover;
+pub mod engine;
 pub mod identity;
+pub mod metrics;
+pub mod ship;
+pub mod status;
 pub mod stream;
 pub mod tail;
 pub mod timestamp;

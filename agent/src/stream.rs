@@ -27,6 +27,7 @@
 //! When the file itself turns out to hold other bytes than before (truncated, overwritten), what is already packed is
 //! still sent, and then it is as if the stream had been told that it diverged.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
 
 use tributary_common::messages::{Answer, Verdict};
@@ -35,6 +36,9 @@ use tributary_common::position::{Position, TailHash};
 /// Most batch ends that are remembered above `committed`. Where there are more, every other one of the older half is
 /// forgotten; a look into the file takes its place.
 const MAX_ENDS: usize = 4096;
+
+/// Committed batch ends that are remembered: where a file was restored from a copy, the common part ends at one of them.
+const HISTORY_LEN: usize = 16;
 
 /// What the stream wants next.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,13 +111,22 @@ enum Phase {
     Asking,
     Following,
     /// Nothing moves before the file has been looked at.
-    Checking { positions: Vec<Position>, then: Then },
+    Checking {
+        positions: Vec<Position>,
+        then: Then,
+    },
     /// The file has other bytes than before: what is packed is sent, and then the common ground is looked for.
     Draining,
     /// Common ground, highest first, was found; upstream must have the best of it durable.
-    Settling { common: Vec<Position> },
-    Replacing { base: Position },
-    Stopped { reason: String },
+    Settling {
+        common: Vec<Position>,
+    },
+    Replacing {
+        base: Position,
+    },
+    Stopped {
+        reason: String,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -135,6 +148,8 @@ pub struct Stream<B> {
     read: Position,
     /// Batch ends that were read from the file, above `committed`.
     ends: BTreeMap<u64, TailHash>,
+    /// The last batch ends up to `committed`, in order.
+    history: VecDeque<Position>,
     queue: VecDeque<Piece<B>>,
     phase: Phase,
     /// Grows whenever the queue is thrown away, so that late results can be told from present ones.
@@ -162,12 +177,33 @@ impl<B> Stream<B> {
             accepted: committed,
             read: committed,
             ends: BTreeMap::new(),
+            history: VecDeque::new(),
             queue: VecDeque::new(),
             phase: Phase::Following,
             generation: 0,
             probing: false,
             told_committed: None,
         }
+    }
+
+    /// Remembers positions, in order, at which the file had these bytes and up to which all was committed.
+    #[must_use]
+    pub fn with_history(mut self, history: impl IntoIterator<Item = Position>) -> Self {
+        let reach = self.committed.offset;
+        for position in history.into_iter().filter(|position| position.offset <= reach) {
+            self.remember(position);
+        }
+        self
+    }
+
+    /// The last positions, in order, up to which all was committed.
+    pub fn history(&self) -> impl Iterator<Item = Position> {
+        self.history.iter().copied()
+    }
+
+    /// Counts generations from `generation` on.
+    pub fn begin_generation(&mut self, generation: u64) {
+        self.generation = generation;
     }
 
     /// Where it began.
@@ -442,8 +478,7 @@ impl<B> Stream<B> {
         match (&answer.verdict, answer.committed) {
             (Verdict::Unknown, _) => self.phase = Phase::Following,
             (Verdict::Ok | Verdict::Expected | Verdict::Diverged { .. }, Some(committed)) => {
-                self.phase =
-                    Phase::Checking { positions: vec![committed], then: Then::Resume { next: answer.next } };
+                self.phase = Phase::Checking { positions: vec![committed], then: Then::Resume { next: answer.next } };
             }
             (Verdict::Ok | Verdict::Expected | Verdict::Diverged { .. }, None) => {
                 notes.push(Note::Wait("it is not known upstream how far the stream is committed".to_owned()));
@@ -573,7 +608,11 @@ impl<B> Stream<B> {
     fn commit(&mut self, to: Position, notes: &mut Vec<Note>) {
         notes.push(Note::Committed(to.offset - self.committed.offset));
         self.committed = to;
-        self.ends = self.ends.split_off(&(to.offset + 1));
+        let above = self.ends.split_off(&(to.offset + 1));
+        for (offset, tail) in std::mem::replace(&mut self.ends, above) {
+            self.remember(Position { offset, tail });
+        }
+        self.remember(to);
         if self.accepted.offset < to.offset {
             self.accepted = to;
         }
@@ -634,9 +673,14 @@ impl<B> Stream<B> {
         self.drop_queue();
         let reach = self.accepted.offset;
         let own = self.ends.range(..=reach).map(|(&offset, &tail)| Position { offset, tail });
-        let mut positions: Vec<Position> =
-            history.iter().copied().chain(own).chain([self.accepted, self.committed, self.base]).collect();
-        positions.sort_unstable_by(|a, b| b.cmp_key().cmp(&a.cmp_key()));
+        let mut positions: Vec<Position> = history
+            .iter()
+            .copied()
+            .chain(own)
+            .chain(self.history())
+            .chain([self.accepted, self.committed, self.base])
+            .collect();
+        positions.sort_unstable_by_key(|position| Reverse((position.offset, position.tail)));
         positions.dedup();
         self.phase = Phase::Checking { positions, then: Then::FindCommon };
     }
@@ -662,6 +706,16 @@ impl<B> Stream<B> {
         }
     }
 
+    fn remember(&mut self, position: Position) {
+        if self.history.back().is_some_and(|last| last.offset >= position.offset) {
+            return;
+        }
+        if self.history.len() == HISTORY_LEN {
+            self.history.pop_front();
+        }
+        self.history.push_back(position);
+    }
+
     fn thin_ends(&mut self) {
         if self.ends.len() > MAX_ENDS {
             let older: Vec<u64> = self.ends.keys().take(MAX_ENDS / 2).step_by(2).copied().collect();
@@ -669,15 +723,5 @@ impl<B> Stream<B> {
                 self.ends.remove(&offset);
             }
         }
-    }
-}
-
-trait Key {
-    fn cmp_key(&self) -> (u64, u64);
-}
-
-impl Key for Position {
-    fn cmp_key(&self) -> (u64, u64) {
-        (self.offset, self.tail.0)
     }
 }

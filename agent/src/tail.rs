@@ -36,8 +36,8 @@ pub struct Pace {
     grew_at: Instant,
     /// Since when there are bytes that were not read.
     pending_since: Option<Instant>,
-    /// The size at which reading found no whole record in what is left.
-    stuck_at: Option<u64>,
+    /// From where to where (the size) reading found no whole record.
+    stuck: Option<(u64, u64)>,
     rotated_at: Option<Instant>,
     /// Whether the file is as long as it will get, by whoever started the program.
     complete: bool,
@@ -47,13 +47,19 @@ impl Pace {
     /// A file of `size` bytes, seen first at `now`. `complete`: nobody is to wait for more of it.
     #[must_use]
     pub fn new(size: u64, complete: bool, now: Instant) -> Self {
-        Self { size, grew_at: now, pending_since: None, stuck_at: None, rotated_at: None, complete }
+        Self { size, grew_at: now, pending_since: None, stuck: None, rotated_at: None, complete }
     }
 
     /// The size as seen last.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.size
+    }
+
+    /// When its size changed last.
+    #[must_use]
+    pub fn grew_at(&self) -> Instant {
+        self.grew_at
     }
 
     /// The file has `size` bytes. Returns whether that is something new.
@@ -89,26 +95,20 @@ impl Pace {
 
     /// A read brought a batch that ends at `offset`.
     pub fn has_read(&mut self, offset: u64, now: Instant) {
-        self.stuck_at = None;
+        self.stuck = None;
         self.pending_since = (offset < self.size).then_some(now);
     }
 
-    /// A read of the file, which had `size` bytes, brought no whole record.
-    pub fn is_stuck(&mut self, size: u64, now: Instant) {
+    /// A read from `offset` of the file, which had `size` bytes, brought no whole record.
+    pub fn is_stuck(&mut self, offset: u64, size: u64, now: Instant) {
         self.seen(size, now);
-        self.stuck_at = Some(size);
+        self.stuck = Some((offset, size));
         self.pending_since = None;
     }
 
     /// When to read from `offset`. `bucket_ends_at`: when the bucket ends into which the bytes go by the time of
     /// reading, if they do.
-    pub fn when(
-        &mut self,
-        offset: u64,
-        now: Instant,
-        options: &PaceOptions,
-        bucket_ends_at: Option<Instant>,
-    ) -> When {
+    pub fn when(&mut self, offset: u64, now: Instant, options: &PaceOptions, bucket_ends_at: Option<Instant>) -> When {
         if self.size == offset {
             self.pending_since = None;
             return self.over_at(options).filter(|at| *at > now).map_or(When::Later, When::At);
@@ -118,7 +118,7 @@ impl Pace {
             return When::Now(DataEnd::Open);
         }
         let over = self.is_over(now, options);
-        if self.stuck_at == Some(self.size) {
+        if self.stuck == Some((offset, self.size)) {
             let rested = self.grew_at + options.partial_line_timeout;
             if over || now >= rested {
                 return When::Now(DataEnd::Final);
@@ -157,7 +157,11 @@ mod tests {
         pace.seen(10, start);
         assert_eq!(pace.when(0, start, &OPTIONS, None), When::At(start + SECOND));
         pace.seen(20, start + SECOND / 2);
-        assert_eq!(pace.when(0, start + SECOND / 2, &OPTIONS, None), When::At(start + SECOND), "more bytes don't put it off");
+        assert_eq!(
+            pace.when(0, start + SECOND / 2, &OPTIONS, None),
+            When::At(start + SECOND),
+            "more bytes don't put it off"
+        );
         assert_eq!(pace.when(0, start + SECOND, &OPTIONS, None), When::Now(DataEnd::Open));
         pace.has_read(20, start + SECOND);
         assert_eq!(pace.when(20, start + SECOND, &OPTIONS, None), When::Later);
@@ -178,14 +182,23 @@ mod tests {
     fn an_unterminated_line_is_shipped_when_it_rests() {
         let start = Instant::now();
         let mut pace = Pace::new(10, false, start);
-        pace.is_stuck(10, start);
+        pace.is_stuck(0, 10, start);
         assert_eq!(pace.when(0, start, &OPTIONS, None), When::At(start + 30 * SECOND));
         let grown = start + 20 * SECOND;
         pace.seen(15, grown);
         assert_eq!(pace.when(0, grown, &OPTIONS, None), When::At(grown + SECOND), "its newline may have come");
-        pace.is_stuck(15, grown + SECOND);
+        pace.is_stuck(0, 15, grown + SECOND);
         assert_eq!(pace.when(0, grown + SECOND, &OPTIONS, None), When::At(grown + 30 * SECOND));
         assert_eq!(pace.when(0, grown + 30 * SECOND, &OPTIONS, None), When::Now(DataEnd::Final));
+    }
+
+    #[test]
+    fn a_stream_that_goes_back_is_read_from_there_at_once() {
+        let start = Instant::now();
+        let mut pace = Pace::new(1010, false, start);
+        pace.is_stuck(1000, 1010, start);
+        assert_eq!(pace.when(1000, start, &OPTIONS, None), When::At(start + 30 * SECOND));
+        assert_eq!(pace.when(0, start, &OPTIONS, None), When::Now(DataEnd::Open));
     }
 
     #[test]
@@ -195,12 +208,12 @@ mod tests {
         pace.rotated(start + SECOND);
         let now = start + SECOND;
         assert_eq!(pace.when(0, now, &OPTIONS, None), When::Now(DataEnd::Open));
-        pace.is_stuck(10, now);
+        pace.is_stuck(0, 10, now);
         assert_eq!(pace.when(0, now, &OPTIONS, None), When::At(now + 5 * SECOND));
         assert!(!pace.is_over(now, &OPTIONS));
         let late = now + 3 * SECOND;
         pace.seen(12, late);
-        pace.is_stuck(12, late);
+        pace.is_stuck(0, 12, late);
         assert_eq!(pace.when(0, late, &OPTIONS, None), When::At(late + 5 * SECOND), "its writer still writes");
         assert_eq!(pace.when(0, late + 5 * SECOND, &OPTIONS, None), When::Now(DataEnd::Final));
         assert!(pace.is_over(late + 5 * SECOND, &OPTIONS));
@@ -211,7 +224,7 @@ mod tests {
         let start = Instant::now();
         let mut pace = Pace::new(10, true, start);
         assert_eq!(pace.when(0, start, &OPTIONS, None), When::Now(DataEnd::Open));
-        pace.is_stuck(10, start);
+        pace.is_stuck(0, 10, start);
         assert_eq!(pace.when(0, start, &OPTIONS, None), When::Now(DataEnd::Final));
     }
 

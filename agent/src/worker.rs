@@ -149,6 +149,8 @@ pub enum Done {
         /// The batch, or what makes it impossible.
         batch: Result<Batch, String>,
     },
+    /// The thread panicked, which is a bug.
+    Died,
     /// Those positions at which the file has the bytes that the hashes say.
     Checked(Vec<Position>, io::Result<Vec<Position>>),
 }
@@ -185,9 +187,10 @@ impl Workers {
         let threads = (0..count)
             .map(|n| {
                 let (options, queue, done) = (Arc::clone(&options), Arc::clone(&queue), done.clone());
-                std::thread::Builder::new()
-                    .name(format!("worker-{n}"))
-                    .spawn(move || Worker::new(&options).work(&queue, done))
+                std::thread::Builder::new().name(format!("worker-{n}")).spawn(move || {
+                    let _last_words = LastWords(done.clone());
+                    Worker::new(&options).work(&queue, done);
+                })
             })
             .collect::<io::Result<_>>()?;
         Ok(Self { jobs: Some(jobs), threads })
@@ -206,6 +209,17 @@ impl Drop for Workers {
         for thread in self.threads.drain(..) {
             // A thread that panicked has said so.
             let _ = thread.join();
+        }
+    }
+}
+
+/// Tells of a panic, so that nobody waits for results for ever.
+struct LastWords<F: Fn(TailId, Done) -> bool>(F);
+
+impl<F: Fn(TailId, Done) -> bool> Drop for LastWords<F> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            (self.0)(TailId(u64::MAX), Done::Died);
         }
     }
 }
@@ -296,10 +310,8 @@ impl<'a> Worker<'a> {
         if cut.len == 0 {
             return Ok(done(Done::Nothing { generation, size }));
         }
-        let end = Position {
-            offset: from.offset + cut.len as u64,
-            tail: TailHash::of(&self.buffer[..before + cut.len]),
-        };
+        let end =
+            Position { offset: from.offset + cut.len as u64, tail: TailHash::of(&self.buffer[..before + cut.len]) };
         let wanted = done(Done::Cut {
             generation,
             from,

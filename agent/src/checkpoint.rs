@@ -1,0 +1,574 @@
+//! What the agent remembers of its streams from run to run, in SQLite, on a thread of its own.
+//!
+//! It saves time, no more: without it, upstream is asked what it has. So whatever is wrong with the file never stops
+//! the agent: it is set aside under the name `checkpoints.db.corrupt-<n>`, loudly, and a new one is begun. (A file of a
+//! newer version is set aside the same way; one on a disk that is full or read-only is tried again with every write.)
+//!
+//! Changes are gathered and written in one transaction per second. WAL and `synchronous=FULL`: what is written survives
+//! a power cut.
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rusqlite::{Connection, ErrorCode, OpenFlags, params};
+use tributary_common::ids::{CategoryName, StreamId};
+use tributary_common::messages::Categories;
+use tributary_common::position::{Position, TailHash};
+
+/// The version of the tables.
+const VERSION: i64 = 1;
+
+/// How long changes are gathered.
+const WRITE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Streams of files that are gone are forgotten after so long: by then upstream has forgotten them, too.
+const FORGET_GONE_AFTER_MS: i64 = 60 * 86_400_000;
+
+/// The same for files that were committed to their end before they went.
+const FORGET_FINISHED_AFTER_MS: i64 = 2 * 86_400_000;
+
+const TABLES: &str = "
+    CREATE TABLE streams (
+        stream TEXT PRIMARY KEY,
+        path TEXT NOT NULL,
+        device INTEGER NOT NULL,
+        inode INTEGER NOT NULL,
+        birth TEXT NOT NULL,
+        first_line_bytes INTEGER NOT NULL,
+        incarnation INTEGER NOT NULL,
+        base INTEGER NOT NULL,
+        base_tail TEXT NOT NULL,
+        committed INTEGER NOT NULL,
+        committed_tail TEXT NOT NULL,
+        history TEXT NOT NULL,
+        category TEXT NOT NULL,
+        finished INTEGER NOT NULL,
+        seen_ms INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
+";
+
+/// What is remembered of one stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// The stream.
+    pub stream: StreamId,
+    /// Where its file was last.
+    pub path: PathBuf,
+    /// The file's device number.
+    pub device: u64,
+    /// The file's inode number.
+    pub inode: u64,
+    /// See [`tributary_common::ids::StreamIdentity::birth_or_filesystem`].
+    pub birth_or_filesystem: i128,
+    /// How many bytes of the file's beginning took part in the stream's id.
+    pub first_line_bytes: u32,
+    /// Which incarnation of the file it is.
+    pub incarnation: u32,
+    /// Where it began.
+    pub base: Position,
+    /// What is committed.
+    pub committed: Position,
+    /// The last positions up to which all was committed, in order.
+    pub history: Vec<Position>,
+    /// Its category.
+    pub category: CategoryName,
+    /// Whether the file was rotated away and is committed to its end.
+    pub finished: bool,
+    /// When this was written, milliseconds since 1970.
+    pub seen_ms: i64,
+}
+
+impl Checkpoint {
+    /// Whether it may be forgotten, its file being gone. While a file is there its checkpoint is never forgotten, however
+    /// old: upstream may know nothing of the stream any more, and the file would be shipped again from its beginning.
+    /// `now_ms`: the clock, milliseconds since 1970.
+    #[must_use]
+    pub fn may_be_forgotten(&self, now_ms: i64) -> bool {
+        let after = if self.finished { FORGET_FINISHED_AFTER_MS } else { FORGET_GONE_AFTER_MS };
+        self.seen_ms < now_ms.saturating_sub(after)
+    }
+}
+
+/// What was remembered.
+#[derive(Debug, Default)]
+pub struct Remembered {
+    /// The streams.
+    pub streams: Vec<Checkpoint>,
+    /// The settings of the categories, as heard last.
+    pub categories: Option<Categories>,
+}
+
+enum Message {
+    Save(Box<Checkpoint>),
+    Categories(Box<Categories>),
+    Forget(Vec<StreamId>),
+}
+
+/// The thread that writes.
+pub struct Checkpoints {
+    messages: Option<Sender<Message>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl std::fmt::Debug for Checkpoints {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Checkpoints").finish_non_exhaustive()
+    }
+}
+
+impl Checkpoints {
+    /// Opens what lies in `data_dir`, which is made if it is missing. `failed` is called for each trouble, after it was
+    /// logged.
+    ///
+    /// # Errors
+    /// When the system gives no thread. Whatever is wrong with the files is dealt with.
+    pub fn open(data_dir: &Path, failed: impl Fn() + Send + 'static) -> std::io::Result<(Self, Remembered)> {
+        if let Err(error) = std::fs::create_dir_all(data_dir) {
+            tracing::error!(data_dir = %data_dir.display(), %error, "the data directory can't be made: no checkpoints are kept, upstream is asked instead");
+            failed();
+        }
+        let (mut store, remembered) = Store::open(data_dir.join("checkpoints.db"), failed);
+        let (messages, queue) = channel();
+        let thread = std::thread::Builder::new().name("checkpoints".to_owned()).spawn(move || store.serve(&queue))?;
+        Ok((Self { messages: Some(messages), thread: Some(thread) }, remembered))
+    }
+
+    /// Remembers a stream, in a second at the latest.
+    pub fn save(&self, checkpoint: Checkpoint) {
+        self.send(Message::Save(Box::new(checkpoint)));
+    }
+
+    /// Forgets streams.
+    pub fn forget(&self, streams: Vec<StreamId>) {
+        self.send(Message::Forget(streams));
+    }
+
+    /// Remembers the settings of the categories.
+    pub fn save_categories(&self, categories: Categories) {
+        self.send(Message::Categories(Box::new(categories)));
+    }
+
+    fn send(&self, message: Message) {
+        // The thread ends only with this, or by a panic that has been heard of.
+        let _ = self.messages.as_ref().map(|messages| messages.send(message));
+    }
+}
+
+impl Drop for Checkpoints {
+    /// Writes what has not been written.
+    fn drop(&mut self) {
+        self.messages = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum StoreError {
+    #[error("{0}")]
+    Sqlite(#[from] rusqlite::Error),
+    #[error("it has version {0}, and this program knows up to {VERSION}: it was written by a newer one")]
+    Newer(i64),
+    #[error("the checkpoint {0:?} can't be read")]
+    Row(String),
+}
+
+impl StoreError {
+    /// Whether the file itself is at fault, so that another one will do better.
+    fn is_of_the_file(&self) -> bool {
+        match self {
+            Self::Sqlite(error) => matches!(
+                error.sqlite_error_code(),
+                Some(
+                    ErrorCode::DatabaseCorrupt
+                        | ErrorCode::NotADatabase
+                        | ErrorCode::SchemaChanged
+                        | ErrorCode::Unknown
+                )
+            ),
+            Self::Newer(_) | Self::Row(_) => true,
+        }
+    }
+}
+
+struct Store<F> {
+    path: PathBuf,
+    connection: Option<Connection>,
+    /// All streams, so that a new file can be filled.
+    streams: HashMap<StreamId, Checkpoint>,
+    categories: Option<Categories>,
+    /// Changed, or forgotten, since the last write.
+    unwritten: HashSet<StreamId>,
+    categories_unwritten: bool,
+    failed: F,
+    /// Whether the last write failed: that is logged once.
+    failing: bool,
+}
+
+impl<F: Fn()> Store<F> {
+    fn open(path: PathBuf, failed: F) -> (Self, Remembered) {
+        let mut store = Self {
+            path,
+            connection: None,
+            streams: HashMap::new(),
+            categories: None,
+            unwritten: HashSet::new(),
+            categories_unwritten: false,
+            failed,
+            failing: false,
+        };
+        let remembered = match connect(&store.path).and_then(|connection| {
+            let remembered = load(&connection)?;
+            Ok((connection, remembered))
+        }) {
+            Ok((connection, remembered)) => {
+                store.connection = Some(connection);
+                remembered
+            }
+            Err(error) => {
+                store.trouble(&error);
+                Remembered::default()
+            }
+        };
+        store.streams = remembered.streams.iter().map(|one| (one.stream, one.clone())).collect();
+        store.categories = remembered.categories.clone();
+        (store, remembered)
+    }
+
+    fn serve(&mut self, queue: &Receiver<Message>) {
+        // While there is nothing to do, nothing wakes up.
+        while let Ok(first) = queue.recv() {
+            self.take(first);
+            let until = Instant::now() + WRITE_INTERVAL;
+            let ended = loop {
+                match queue.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                    Ok(message) => self.take(message),
+                    Err(RecvTimeoutError::Timeout) => break false,
+                    Err(RecvTimeoutError::Disconnected) => break true,
+                }
+            };
+            self.write();
+            if ended {
+                break;
+            }
+        }
+        if !self.unwritten.is_empty() || self.categories_unwritten {
+            self.write();
+        }
+    }
+
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Save(checkpoint) => {
+                self.unwritten.insert(checkpoint.stream);
+                self.streams.insert(checkpoint.stream, *checkpoint);
+            }
+            Message::Categories(categories) => {
+                self.categories = Some(*categories);
+                self.categories_unwritten = true;
+            }
+            Message::Forget(streams) => {
+                for stream in streams {
+                    self.streams.remove(&stream);
+                    self.unwritten.insert(stream);
+                }
+            }
+        }
+    }
+
+    fn write(&mut self) {
+        if let Err(error) = self.try_write() {
+            self.trouble(&error);
+            // With the old file out of the way, the next attempt makes a new one.
+            if self.connection.is_none()
+                && error.is_of_the_file()
+                && let Err(error) = self.try_write()
+            {
+                self.trouble(&error);
+            }
+        } else {
+            self.failing = false;
+        }
+    }
+
+    fn try_write(&mut self) -> Result<(), StoreError> {
+        let connection = match &mut self.connection {
+            Some(connection) => connection,
+            none => {
+                self.unwritten = self.streams.keys().copied().collect();
+                self.categories_unwritten = self.categories.is_some();
+                none.insert(connect(&self.path)?)
+            }
+        };
+        let transaction = connection.transaction()?;
+        {
+            let mut statement = transaction.prepare_cached(
+                "INSERT OR REPLACE INTO streams VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
+            )?;
+            let mut forget = transaction.prepare_cached("DELETE FROM streams WHERE stream = ?1")?;
+            for stream in &self.unwritten {
+                let Some(one) = self.streams.get(stream) else {
+                    forget.execute(params![stream.to_string()])?;
+                    continue;
+                };
+                statement.execute(params![
+                    one.stream.to_string(),
+                    one.path.to_string_lossy(),
+                    one.device.cast_signed(),
+                    one.inode.cast_signed(),
+                    one.birth_or_filesystem.to_string(),
+                    one.first_line_bytes,
+                    one.incarnation,
+                    one.base.offset.cast_signed(),
+                    one.base.tail.to_string(),
+                    one.committed.offset.cast_signed(),
+                    one.committed.tail.to_string(),
+                    serde_json::to_string(&one.history).expect("positions are representable"),
+                    one.category.as_str(),
+                    one.finished,
+                    one.seen_ms,
+                ])?;
+            }
+            if self.categories_unwritten
+                && let Some(categories) = &self.categories
+            {
+                let value = serde_json::to_string(categories).expect("categories are representable");
+                transaction.execute("INSERT OR REPLACE INTO settings VALUES ('categories', ?1)", params![value])?;
+            }
+        }
+        transaction.commit()?;
+        self.unwritten.clear();
+        self.categories_unwritten = false;
+        Ok(())
+    }
+
+    /// Deals with an error: sets the file aside if it is at fault.
+    fn trouble(&mut self, error: &StoreError) {
+        (self.failed)();
+        if error.is_of_the_file() {
+            self.connection = None;
+            match set_aside(&self.path) {
+                Ok(aside) => tracing::error!(
+                    path = %self.path.display(), set_aside = %aside.display(), %error,
+                    "the checkpoints can't be used: they were set aside, and what is committed is asked for upstream"
+                ),
+                Err(rename) => tracing::error!(
+                    path = %self.path.display(), %error, %rename,
+                    "the checkpoints can't be used nor set aside: what is committed is asked for upstream; remove the file"
+                ),
+            }
+        } else if !self.failing {
+            tracing::error!(
+                path = %self.path.display(), %error,
+                "checkpoints can't be written: nothing is lost, but after a restart what is committed is asked for upstream"
+            );
+        }
+        self.failing = true;
+    }
+}
+
+fn connect(path: &Path) -> Result<Connection, StoreError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let mut connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(Duration::from_secs(5))?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    match version {
+        0 => {
+            let transaction = connection.transaction()?;
+            transaction.execute_batch(TABLES)?;
+            transaction.pragma_update(None, "user_version", VERSION)?;
+            transaction.commit()?;
+        }
+        VERSION => {}
+        newer => return Err(StoreError::Newer(newer)),
+    }
+    Ok(connection)
+}
+
+fn load(connection: &Connection) -> Result<Remembered, StoreError> {
+    let mut statement = connection.prepare(
+        "SELECT stream, path, device, inode, birth, first_line_bytes, incarnation, base, base_tail, committed,
+                committed_tail, category, finished, seen_ms, history FROM streams",
+    )?;
+    let mut rows = statement.query([])?;
+    let mut streams = Vec::new();
+    while let Some(row) = rows.next()? {
+        let texts: [String; 6] = [row.get(0)?, row.get(1)?, row.get(4)?, row.get(8)?, row.get(10)?, row.get(11)?];
+        let [stream, path, birth, base_tail, committed_tail, category] = texts;
+        let bad = || StoreError::Row(stream.clone());
+        let position = |offset: i64, tail: &str| {
+            let tail = TailHash(u64::from_str_radix(tail, 16).map_err(|_| bad())?);
+            Ok::<_, StoreError>(Position { offset: offset.cast_unsigned(), tail })
+        };
+        streams.push(Checkpoint {
+            stream: stream.parse().map_err(|_| bad())?,
+            path: path.into(),
+            device: row.get::<_, i64>(2)?.cast_unsigned(),
+            inode: row.get::<_, i64>(3)?.cast_unsigned(),
+            birth_or_filesystem: birth.parse().map_err(|_| bad())?,
+            first_line_bytes: row.get(5)?,
+            incarnation: row.get(6)?,
+            base: position(row.get(7)?, &base_tail)?,
+            committed: position(row.get(9)?, &committed_tail)?,
+            category: category.parse().map_err(|_| bad())?,
+            finished: row.get(12)?,
+            seen_ms: row.get(13)?,
+            history: serde_json::from_str(&row.get::<_, String>(14)?).map_err(|_| bad())?,
+        });
+    }
+    let categories = connection
+        .prepare("SELECT value FROM settings WHERE name = 'categories'")?
+        .query_map([], |row| row.get::<_, String>(0))?
+        .next()
+        .transpose()?
+        .and_then(|value| serde_json::from_str(&value).ok());
+    Ok(Remembered { streams, categories })
+}
+
+/// Renames the file, with what SQLite keeps beside it, to the first free name.
+fn set_aside(path: &Path) -> std::io::Result<PathBuf> {
+    let with = |suffix: &str| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        PathBuf::from(name)
+    };
+    let free = (1..)
+        .map(|n| format!(".corrupt-{n}"))
+        .find(|suffix| !with(suffix).exists())
+        .expect("there are more numbers than files");
+    let aside = with(&free);
+    std::fs::rename(path, &aside)?;
+    for beside in ["-wal", "-shm"] {
+        match std::fs::rename(with(beside), with(&format!("{free}{beside}"))) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(aside)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use tributary_common::bucket::BucketSize;
+    use tributary_common::frame::Codec;
+    use tributary_common::ids::LaneCount;
+    use tributary_common::messages::CategorySettings;
+
+    fn checkpoint(stream: u128, committed: u64) -> Checkpoint {
+        Checkpoint {
+            stream: StreamId(stream),
+            path: "/var/log/app.log".into(),
+            device: u64::MAX,
+            inode: 7,
+            birth_or_filesystem: -5,
+            first_line_bytes: 12,
+            incarnation: 1,
+            base: Position { offset: 3, tail: TailHash(u64::MAX) },
+            committed: Position { offset: committed, tail: TailHash(9) },
+            history: vec![Position { offset: 3, tail: TailHash(u64::MAX) }],
+            category: "app".parse().expect("valid"),
+            finished: false,
+            seen_ms: 1000,
+        }
+    }
+
+    struct Opened {
+        checkpoints: Checkpoints,
+        remembered: Remembered,
+        failures: Arc<AtomicU32>,
+    }
+
+    fn open(dir: &Path) -> Opened {
+        let failures = Arc::new(AtomicU32::new(0));
+        let count = Arc::clone(&failures);
+        let (checkpoints, remembered) = Checkpoints::open(dir, move || {
+            count.fetch_add(1, Ordering::Relaxed);
+        })
+        .expect("opens");
+        Opened { checkpoints, remembered, failures }
+    }
+
+    #[test]
+    fn what_was_saved_is_remembered_by_the_next_run() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let first = open(&dir.path().join("new/data"));
+        assert_eq!(first.remembered.streams, []);
+        first.checkpoints.save(checkpoint(1, 10));
+        first.checkpoints.save(checkpoint(2, 10));
+        first.checkpoints.save(checkpoint(1, 20));
+        let settings = CategorySettings { bucket_s: BucketSize::HOUR, codec: Codec::Zstd };
+        let categories =
+            Categories { lanes: LaneCount::ONE, categories: [("app".parse().expect("valid"), settings)].into() };
+        first.checkpoints.save_categories(categories.clone());
+        drop(first.checkpoints);
+        let mut second = open(&dir.path().join("new/data")).remembered;
+        second.streams.sort_by_key(|one| one.stream);
+        assert_eq!(second.streams, [checkpoint(1, 20), checkpoint(2, 10)]);
+        assert_eq!(second.categories, Some(categories));
+    }
+
+    #[test]
+    fn a_corrupt_or_newer_file_is_set_aside_and_a_new_one_begun() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("checkpoints.db");
+        std::fs::write(&path, vec![b'x'; 10_000]).expect("written");
+        for n in 1..=2 {
+            let opened = open(dir.path());
+            assert_eq!((opened.remembered.streams.len(), opened.failures.load(Ordering::Relaxed)), (0, 1));
+            opened.checkpoints.save(checkpoint(1, 10));
+            drop(opened.checkpoints);
+            assert!(dir.path().join(format!("checkpoints.db.corrupt-{n}")).exists());
+            let again = open(dir.path());
+            assert_eq!(again.remembered.streams, [checkpoint(1, 10)]);
+            drop(again.checkpoints);
+            Connection::open(&path).expect("opens").pragma_update(None, "user_version", 99).expect("updated");
+        }
+    }
+
+    #[test]
+    fn a_place_where_nothing_can_be_written_is_survived() {
+        let dir = tempfile::tempdir().expect("a directory");
+        std::fs::write(dir.path().join("file"), "").expect("written");
+        let opened = open(&dir.path().join("file"));
+        opened.checkpoints.save(checkpoint(1, 10));
+        drop(opened.checkpoints);
+        assert!(opened.failures.load(Ordering::Relaxed) >= 2);
+    }
+
+    #[test]
+    fn what_was_forgotten_is_not_remembered_by_the_next_run() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let opened = open(dir.path());
+        opened.checkpoints.save(checkpoint(1, 10));
+        opened.checkpoints.save(checkpoint(2, 10));
+        drop(opened.checkpoints);
+        let again = open(dir.path());
+        again.checkpoints.forget(vec![StreamId(1)]);
+        drop(again.checkpoints);
+        assert_eq!(open(dir.path()).remembered.streams, [checkpoint(2, 10)]);
+    }
+
+    #[test]
+    fn a_finished_file_that_is_gone_may_be_forgotten_sooner() {
+        let unfinished = checkpoint(1, 10);
+        let finished = Checkpoint { finished: true, ..unfinished.clone() };
+        let days = |days: i64| unfinished.seen_ms + days * 86_400_000;
+        for (day, expected) in [(1, (false, false)), (3, (true, false)), (61, (true, true))] {
+            assert_eq!(
+                (finished.may_be_forgotten(days(day)), unfinished.may_be_forgotten(days(day))),
+                expected,
+                "after {day} days"
+            );
+        }
+    }
+}

@@ -1,0 +1,347 @@
+//! Finds log files: scans are the truth, what the system tells of changes in directories only hastens them.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fs::Metadata;
+use std::io;
+use std::os::unix::fs::{DirEntryExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use globset::{GlobBuilder, GlobMatcher};
+use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
+
+use crate::config::Source;
+use crate::identity::FileKey;
+
+/// How deep below a pattern's fixed part `**` leads. A loop of links ends there at the latest.
+const MAX_DEPTH: usize = 64;
+
+/// A file that was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Where.
+    pub path: PathBuf,
+    /// Which.
+    pub key: FileKey,
+    /// The number of the source that it belongs to.
+    pub source: usize,
+    /// Its size in bytes.
+    pub size: u64,
+    /// When it was last changed.
+    pub modified: Option<SystemTime>,
+    /// Whether it was found by its inode number, under a name that no source has: it was renamed while nobody looked.
+    pub moved: bool,
+}
+
+/// A file that is looked for by its inode number in a directory.
+#[derive(Debug, Clone)]
+pub struct Missed {
+    /// Its inode number.
+    pub inode: u64,
+    /// Where it was last.
+    pub directory: PathBuf,
+    /// The number of its source.
+    pub source: usize,
+}
+
+/// What a scan brought.
+#[derive(Debug, Default)]
+pub struct Scan {
+    /// The files, each once.
+    pub found: Vec<Found>,
+    /// Directories in which files that match could appear.
+    pub directories: BTreeSet<PathBuf>,
+    /// Directories that could not be read, and why. Not those that don't exist: they may come.
+    pub unreadable: Vec<(PathBuf, String)>,
+}
+
+/// Scans for the files of all sources, and for those that are missed.
+#[must_use]
+pub fn scan(sources: &[Source], missed: &[Missed]) -> Scan {
+    let mut scan = Scan::default();
+    let mut keys = HashMap::new();
+    for (index, source) in sources.iter().enumerate() {
+        for pattern in &source.include {
+            let steps = Steps::of(pattern.as_str(), pattern.base());
+            let mut visited = HashSet::new();
+            walk(&mut scan, pattern.base(), &steps, 0, &mut visited, &mut |scan, path, metadata| {
+                let owner = sources.iter().position(|source| source.matches(path));
+                if owner == Some(index) && keys.insert(key_of(metadata), ()).is_none() {
+                    scan.found.push(found(path, metadata, index, false));
+                }
+            });
+        }
+    }
+    let mut by_directory: HashMap<&Path, Vec<&Missed>> = HashMap::new();
+    for one in missed.iter().filter(|one| !keys.keys().any(|key| key.inode == one.inode)) {
+        by_directory.entry(&one.directory).or_default().push(one);
+    }
+    for (directory, missed) in by_directory {
+        let Ok(entries) = std::fs::read_dir(directory) else { continue };
+        for entry in entries.flatten() {
+            let Some(one) = missed.iter().find(|one| one.inode == entry.ino()) else { continue };
+            let path = entry.path();
+            if let Ok(metadata) = std::fs::metadata(&path)
+                && metadata.is_file()
+                && keys.insert(key_of(&metadata), ()).is_none()
+            {
+                scan.found.push(found(&path, &metadata, one.source, true));
+            }
+        }
+    }
+    scan.found.sort_by(|a, b| a.path.cmp(&b.path));
+    scan
+}
+
+fn key_of(metadata: &Metadata) -> FileKey {
+    FileKey { device: metadata.dev(), inode: metadata.ino() }
+}
+
+fn found(path: &Path, metadata: &Metadata, source: usize, moved: bool) -> Found {
+    Found {
+        path: path.to_owned(),
+        key: key_of(metadata),
+        source,
+        size: metadata.len(),
+        modified: metadata.modified().ok(),
+        moved,
+    }
+}
+
+/// What the names below a pattern's fixed part must be like, level by level; without steps, anything at any level.
+struct Steps(Option<Vec<GlobMatcher>>);
+
+impl Steps {
+    fn of(pattern: &str, base: &Path) -> Self {
+        let below = Path::new(pattern).strip_prefix(base).ok().and_then(Path::to_str).unwrap_or(pattern);
+        // A brace may have slashes in it, and `**` stands for any number of levels.
+        if below.contains("**") || below.contains('{') {
+            return Self(None);
+        }
+        let matcher = |part: &str| {
+            GlobBuilder::new(part)
+                .literal_separator(true)
+                .backslash_escape(true)
+                .build()
+                .map(|glob| glob.compile_matcher())
+        };
+        Self(below.split('/').map(matcher).collect::<Result<_, _>>().ok())
+    }
+
+    fn allow(&self, level: usize, name: &Path) -> bool {
+        self.0.as_ref().is_none_or(|steps| steps.get(level).is_some_and(|step| step.is_match(name)))
+    }
+
+    fn go_below(&self, level: usize) -> bool {
+        level + 1 < self.0.as_ref().map_or(MAX_DEPTH, Vec::len)
+    }
+}
+
+fn walk(
+    scan: &mut Scan,
+    directory: &Path,
+    steps: &Steps,
+    level: usize,
+    visited: &mut HashSet<FileKey>,
+    file: &mut impl FnMut(&mut Scan, &Path, &Metadata),
+) {
+    let entries = match std::fs::metadata(directory).and_then(|metadata| {
+        // Two links to one directory don't lead to its files twice.
+        if visited.insert(key_of(&metadata)) { std::fs::read_dir(directory).map(Some) } else { Ok(None) }
+    }) {
+        Ok(None) => return,
+        Ok(Some(entries)) => entries,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return,
+        Err(error) => {
+            scan.unreadable.push((directory.to_owned(), error.to_string()));
+            return;
+        }
+    };
+    scan.directories.insert(directory.to_owned());
+    let mut below = Vec::new();
+    for entry in entries {
+        let entry = match entry {
+            Ok(entry) => entry,
+            Err(error) => {
+                scan.unreadable.push((directory.to_owned(), error.to_string()));
+                return;
+            }
+        };
+        if !steps.allow(level, Path::new(&entry.file_name())) {
+            continue;
+        }
+        let path = entry.path();
+        // A file that is gone by now is not worth a word.
+        let Ok(metadata) = std::fs::metadata(&path) else { continue };
+        if metadata.is_file() {
+            file(scan, &path, &metadata);
+        } else if metadata.is_dir() && steps.go_below(level) {
+            below.push(path);
+        }
+    }
+    below.sort();
+    for path in below {
+        walk(scan, &path, steps, level + 1, visited, file);
+    }
+}
+
+/// What the system tells about directories.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hint {
+    /// Files may have come, gone or been renamed, or something was missed.
+    Scan,
+    /// Files may have grown.
+    Look,
+}
+
+/// Watches directories. Without it, all is found as well, only later.
+#[derive(Debug)]
+pub struct DirectoryWatcher {
+    watcher: Option<RecommendedWatcher>,
+    watched: BTreeSet<PathBuf>,
+    /// Directories that can't be watched, of which that was said.
+    refused: BTreeSet<PathBuf>,
+}
+
+impl DirectoryWatcher {
+    /// A watcher that gives its hints to `hint`.
+    pub fn new(hint: impl Fn(Hint) + Send + 'static) -> Self {
+        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| match event {
+            Ok(event) => match event.kind {
+                EventKind::Access(_) => {}
+                EventKind::Modify(notify::event::ModifyKind::Data(_)) => hint(Hint::Look),
+                _ => hint(Hint::Scan),
+            },
+            Err(_) => hint(Hint::Scan),
+        });
+        let watcher = watcher.inspect_err(|error| {
+            tracing::warn!(%error, "directories can't be watched: changes are found by scans alone, a little later");
+        });
+        Self { watcher: watcher.ok(), watched: BTreeSet::new(), refused: BTreeSet::new() }
+    }
+
+    /// Watches these directories and no others.
+    pub fn watch(&mut self, directories: &BTreeSet<PathBuf>) {
+        let Some(watcher) = &mut self.watcher else { return };
+        for gone in self.watched.difference(directories) {
+            // It fails where the directory is gone, and with it the watch.
+            let _ = watcher.unwatch(gone);
+        }
+        let before = std::mem::take(&mut self.watched);
+        self.refused.retain(|directory| directories.contains(directory));
+        for directory in directories {
+            if before.contains(directory) {
+                self.watched.insert(directory.clone());
+                continue;
+            }
+            match watcher.watch(directory, RecursiveMode::NonRecursive) {
+                Ok(()) => {
+                    self.watched.insert(directory.clone());
+                }
+                Err(error) => {
+                    if self.refused.insert(directory.clone()) {
+                        tracing::warn!(
+                            directory = %directory.display(), %error,
+                            "a directory can't be watched: changes in it are found by scans alone, a little later"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{AgentConfig, Surroundings};
+
+    struct Tree(tempfile::TempDir);
+
+    impl Tree {
+        fn new(files: &[&str]) -> Self {
+            let dir = tempfile::tempdir().expect("a directory");
+            for file in files {
+                let path = dir.path().join(file);
+                std::fs::create_dir_all(path.parent().expect("a parent")).expect("made");
+                std::fs::write(path, file).expect("written");
+            }
+            Self(dir)
+        }
+
+        /// Sources, each given by its `include` and `exclude` below the tree.
+        fn sources(&self, patterns: &[(&[&str], &[&str])]) -> Vec<Source> {
+            let list = |patterns: &[&str]| {
+                let quoted = patterns.iter().map(|pattern| format!("{:?}", self.0.path().join(pattern)));
+                quoted.collect::<Vec<_>>().join(", ")
+            };
+            let mut text = "endpoints = [\"http://edge:1\"]\n".to_owned();
+            for (include, exclude) in patterns {
+                text += &format!("[[source]]\ncategory = \"app\"\ninclude = [{}]\n", list(include));
+                if !exclude.is_empty() {
+                    text += &format!("exclude = [{}]\n", list(exclude));
+                }
+            }
+            let here = Surroundings { hostname: "h".into(), machine_id: Some("0".repeat(32)) };
+            AgentConfig::parse(Path::new("agent.toml"), &text, &here).expect("a configuration").sources
+        }
+
+        fn names(&self, scan: &Scan) -> Vec<String> {
+            let name = |found: &Found| found.path.strip_prefix(self.0.path()).expect("below").display().to_string();
+            scan.found.iter().map(|found| format!("{}:{}", found.source, name(found))).collect()
+        }
+    }
+
+    #[test]
+    fn only_what_matches_is_found_and_only_the_way_there_is_walked() {
+        let tree = Tree::new(&["a/x.log", "a/x.txt", "a/deep/x.log", "b/x.log", "c/d/e/x.log", "x.log"]);
+        let all = scan(&tree.sources(&[(&["*/x.log"], &["b/*"])]), &[]);
+        assert_eq!(tree.names(&all), ["0:a/x.log"]);
+        assert!(!all.directories.contains(&tree.0.path().join("a/deep")), "{:?}", all.directories);
+        assert!(all.directories.contains(&tree.0.path().join("b")), "a file may appear there");
+        let deep = scan(&tree.sources(&[(&["c/**/*.log", "{a,b}/x.log"], &[])]), &[]);
+        assert_eq!(tree.names(&deep), ["0:a/x.log", "0:b/x.log", "0:c/d/e/x.log"]);
+    }
+
+    #[test]
+    fn a_file_belongs_to_the_first_source_and_is_found_once() {
+        let tree = Tree::new(&["a.log", "b.log"]);
+        std::fs::hard_link(tree.0.path().join("a.log"), tree.0.path().join("link.log")).expect("linked");
+        std::os::unix::fs::symlink(tree.0.path(), tree.0.path().join("loop")).expect("linked");
+        let all = scan(&tree.sources(&[(&["a*"], &[]), (&["**/*.log"], &[])]), &[]);
+        assert_eq!(tree.names(&all), ["0:a.log", "1:b.log"]);
+    }
+
+    #[test]
+    fn a_directory_that_is_not_there_or_is_a_file_is_no_trouble() {
+        let tree = Tree::new(&["a.log/inside"]);
+        let all = scan(&tree.sources(&[(&["missing/*.log", "a.log", "a.log/inside/*"], &[])]), &[]);
+        assert_eq!(all.found, []);
+        assert_eq!(all.unreadable, []);
+    }
+
+    #[test]
+    fn a_file_that_was_renamed_meanwhile_is_found_by_its_inode() {
+        let tree = Tree::new(&["app.log"]);
+        let inode = std::fs::metadata(tree.0.path().join("app.log")).expect("metadata").ino();
+        std::fs::rename(tree.0.path().join("app.log"), tree.0.path().join("app-1.old")).expect("renamed");
+        std::fs::write(tree.0.path().join("app.log"), "new").expect("written");
+        let missed = [Missed { inode, directory: tree.0.path().to_owned(), source: 0 }];
+        let all = scan(&tree.sources(&[(&["app.log"], &[])]), &missed);
+        assert_eq!(tree.names(&all), ["0:app-1.old", "0:app.log"]);
+        assert_eq!(all.found.iter().map(|found| found.moved).collect::<Vec<_>>(), [true, false]);
+    }
+
+    #[test]
+    fn a_new_file_in_a_watched_directory_is_hinted_at() {
+        let tree = Tree::new(&["a.log"]);
+        let (sender, hints) = std::sync::mpsc::channel();
+        let mut watcher = DirectoryWatcher::new(move |hint| {
+            let _ = sender.send(hint);
+        });
+        watcher.watch(&BTreeSet::from([tree.0.path().to_owned()]));
+        std::fs::write(tree.0.path().join("b.log"), "b").expect("written");
+        let waited = std::time::Duration::from_secs(30);
+        while hints.recv_timeout(waited).expect("a hint") != Hint::Scan {}
+    }
+}

@@ -1,0 +1,596 @@
+//! The loop that carries out what the state machines decide: one task owns all state, everybody else sends it events.
+//!
+//! Log files are touched by worker threads ([`crate::worker`]) and directory scans by blocking tasks; the loop itself
+//! only asks for the sizes of open files.
+
+mod files;
+mod requests;
+mod streams;
+
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, BinaryHeap, HashMap, HashSet, VecDeque};
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use rand::RngExt;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tributary_common::batch::Batch;
+use tributary_common::http::backoff::{Backoff, BackoffLimits};
+use tributary_common::http::pool::{EndpointPool, PoolOptions};
+use tributary_common::ids::StreamId;
+use tributary_common::messages::{Answers, Categories};
+use tributary_common::position::Position;
+
+use crate::checkpoint::{Checkpoint, Checkpoints, Remembered};
+use crate::config::AgentConfig;
+use crate::discover::{DirectoryWatcher, Hint, Scan};
+use crate::identity::{FileFacts, FileKey};
+use crate::metrics::AgentMetrics;
+use crate::ship::{Sender, ShipError};
+use crate::status::{FileStatus, Status};
+use crate::stream::Stream;
+use crate::tail::{Pace, PaceOptions};
+use crate::worker::{Carry, Done, TailId, WorkerOptions, Workers};
+
+/// How long a request waits for more batches.
+const GATHER: Duration = Duration::from_millis(5);
+
+/// Bytes of batches after which a request is full.
+const REQUEST_BYTES: u64 = 4 << 20;
+
+/// Requests with batches on their way at a time. Each stream is in one of them at most.
+const MAX_REQUESTS: usize = 4;
+
+/// How often sizes are looked at when nothing hints at a change, and how often at most when something does.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+const MIN_LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How soon a scan follows the one before when something hints at a change.
+const MIN_SCAN_INTERVAL: Duration = Duration::from_millis(200);
+
+/// How often upstream is asked how far streams are committed.
+const ASK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often the settings of the categories are asked for, and while one is missing.
+const CATEGORIES_INTERVAL: Duration = Duration::from_secs(60);
+const MISSING_CATEGORIES_INTERVAL: Duration = Duration::from_secs(2);
+
+/// The connection is renewed, and the preferred endpoint returned to, only while at most so many bytes are upstream
+/// and not committed: they are all sent again.
+const MOVE_BYTES: u64 = 32 << 20;
+
+/// The pauses of one stream that upstream can't take now.
+const STREAM_BACKOFF: BackoffLimits =
+    BackoffLimits { initial: Duration::from_millis(500), max: Duration::from_secs(10) };
+
+/// How often files that are gone are forgotten.
+const FORGET_INTERVAL: Duration = Duration::from_secs(3600);
+
+/// Something happened.
+#[derive(Debug)]
+pub(crate) enum Event {
+    Worker(TailId, Done),
+    Scanned(Scan),
+    Hint(Hint),
+    Sent { request: u64, outcome: Result<Answers, ShipError> },
+    Told { request: u64, outcome: Result<Answers, ShipError> },
+    Categories { server: usize, outcome: Result<Categories, ShipError> },
+    Status(oneshot::Sender<Status>),
+}
+
+/// Why the agent ended without having done what it was started for.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The system refused something at the start.
+    #[error("{what}: {error}")]
+    Start {
+        /// What was being done.
+        what: &'static str,
+        /// What went wrong.
+        #[source]
+        error: std::io::Error,
+    },
+    /// The port for operators is not to be had.
+    #[error("listening on {address}, for operators: {error}; write another [http] listen, or enabled = false")]
+    Listen {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// What went wrong.
+        #[source]
+        error: std::io::Error,
+    },
+    /// The HTTP client could not be made.
+    #[error("the HTTP client can't be set up: {0}")]
+    Client(#[from] reqwest::Error),
+    /// `--once` was stopped before everything was committed.
+    #[error("stopped before everything was committed: {left} bytes are left, and will be shipped by the next run")]
+    Unfinished {
+        /// Bytes that are not committed.
+        left: u64,
+    },
+    /// `--once` can't ship some files.
+    #[error("{files} files can't be shipped: {reason}")]
+    Stopped {
+        /// How many.
+        files: usize,
+        /// Why the first can't.
+        reason: String,
+    },
+    /// A worker thread panicked.
+    #[error("a worker thread panicked, which is a bug: see the log")]
+    WorkerDied,
+}
+
+/// A batch, and its share of the memory.
+#[derive(Debug)]
+struct Packed {
+    batch: Batch,
+    used: u64,
+    total: Arc<AtomicU64>,
+}
+
+impl Packed {
+    fn new(batch: Batch, total: &Arc<AtomicU64>) -> Self {
+        let used = batch.body.len() as u64;
+        total.fetch_add(used, Ordering::Relaxed);
+        Self { batch, used, total: Arc::clone(total) }
+    }
+}
+
+impl Drop for Packed {
+    fn drop(&mut self) {
+        self.total.fetch_sub(self.used, Ordering::Relaxed);
+    }
+}
+
+/// The stream that a file's bytes go to.
+#[derive(Debug)]
+struct Named {
+    stream_id: StreamId,
+    incarnation: u32,
+    first_line: Vec<u8>,
+    stream: Stream<Packed>,
+}
+
+/// One open file.
+#[derive(Debug)]
+struct Tail {
+    key: FileKey,
+    facts: FileFacts,
+    path: PathBuf,
+    source: usize,
+    file: Arc<File>,
+    pace: Pace,
+    deleted: bool,
+    /// None before the first line is complete.
+    named: Option<Named>,
+    /// Of the next stream, so that results for the one before are stale.
+    generation: u64,
+    /// Where the next stream of the file begins, and its checkpoint may be used.
+    next_base: Position,
+    /// What is known to have been committed of the file before that, under other names.
+    next_history: Vec<Position>,
+    is_new: bool,
+    /// The size at which the beginning was read last, while there is no stream.
+    head_read_at: Option<u64>,
+    carry: Carry,
+    reading: bool,
+    reading_head: bool,
+    checking: bool,
+    in_read_queue: bool,
+    timer: Option<Instant>,
+    not_before: Option<Instant>,
+    backoff: Backoff,
+    /// Whether upstream is being asked about it, and since when not.
+    asked: bool,
+    ask_at: Instant,
+    /// How carefully it is sent: 1: in a request of its own, 2: one batch at a time.
+    careful: u8,
+    waiting: Option<String>,
+    saved: Option<Position>,
+}
+
+/// A request on its way.
+#[derive(Debug)]
+struct Request {
+    server: usize,
+    /// Per stream: the file, the stream's generation and the ends of its batches.
+    parts: Vec<(TailId, StreamId, u64, Vec<Position>)>,
+}
+
+/// A question on its way.
+#[derive(Debug)]
+struct Question {
+    server: usize,
+    streams: Vec<(TailId, StreamId)>,
+}
+
+/// Flags that keep many hints from becoming many events.
+#[derive(Debug, Default)]
+struct Hints {
+    scan: AtomicBool,
+    look: AtomicBool,
+}
+
+impl Hints {
+    fn of(&self, hint: Hint) -> &AtomicBool {
+        match hint {
+            Hint::Scan => &self.scan,
+            Hint::Look => &self.look,
+        }
+    }
+}
+
+/// The agent at work.
+#[derive(Debug)]
+pub struct Engine {
+    config: Arc<AgentConfig>,
+    once: bool,
+    metrics: AgentMetrics,
+    events: mpsc::UnboundedReceiver<Event>,
+    sender: mpsc::UnboundedSender<Event>,
+    workers: Workers,
+    checkpoints: Checkpoints,
+    remembered: HashMap<u64, Vec<Checkpoint>>,
+    taken: HashSet<StreamId>,
+    watcher: DirectoryWatcher,
+    hints: Arc<Hints>,
+    categories: Option<Categories>,
+    asking_categories: bool,
+    next_categories: Instant,
+
+    tails: HashMap<TailId, Tail>,
+    by_key: HashMap<FileKey, TailId>,
+    opening: HashMap<TailId, crate::discover::Found>,
+    /// Files that are done with, and their size then.
+    resting: HashMap<FileKey, u64>,
+    next_tail: u64,
+    scanning: bool,
+    scanned: bool,
+    next_scan: Instant,
+    next_forget: Instant,
+    next_look: Instant,
+    last_look: Instant,
+
+    read_queue: VecDeque<TailId>,
+    jobs: usize,
+    reserved: u64,
+    buffered: Arc<AtomicU64>,
+
+    ready: VecDeque<TailId>,
+    flush_at: Option<Instant>,
+    pool: EndpointPool,
+    link: Option<Sender>,
+    requests: HashMap<u64, Request>,
+    question: Option<(u64, Question)>,
+    next_request: u64,
+    send_not_before: Option<Instant>,
+    pool_paused_until: Option<Instant>,
+    next_ask: Instant,
+    may_move: bool,
+    trouble: Option<String>,
+
+    timers: BinaryHeap<Reverse<(Instant, TailId)>>,
+    draining_until: Option<Instant>,
+}
+
+/// How other tasks talk to the engine.
+#[derive(Debug, Clone)]
+pub struct Handle(mpsc::UnboundedSender<Event>);
+
+impl Handle {
+    /// The status now; none when the agent has ended.
+    pub async fn status(&self) -> Option<Status> {
+        let (answer, status) = oneshot::channel();
+        self.0.send(Event::Status(answer)).ok()?;
+        status.await.ok()
+    }
+}
+
+impl Engine {
+    /// Sets everything up; nothing is read before [`Engine::run`]. `once`: ship everything to the end, then end.
+    ///
+    /// # Errors
+    /// When the system refuses threads or connections.
+    pub fn new(config: Arc<AgentConfig>, once: bool, metrics: AgentMetrics) -> Result<Self, RunError> {
+        let now = Instant::now();
+        let (sender, events) = mpsc::unbounded_channel();
+        let errors = metrics.checkpoint_errors.clone();
+        let (checkpoints, remembered) = Checkpoints::open(&config.data_dir, move || {
+            errors.inc();
+        })
+        .map_err(|error| RunError::Start { what: "starting the thread of the checkpoints", error })?;
+        let Remembered { streams, categories } = remembered;
+        let taken = streams.iter().map(|one| one.stream).collect();
+        let mut by_inode: HashMap<u64, Vec<Checkpoint>> = HashMap::new();
+        for checkpoint in streams {
+            by_inode.entry(checkpoint.inode).or_default().push(checkpoint);
+        }
+        let results = sender.clone();
+        let workers = Workers::start(
+            config.compression.threads,
+            WorkerOptions { sources: config.sources.clone(), batch_bytes: config.batch.max_bytes as usize },
+            move |tail, done| results.send(Event::Worker(tail, done)).is_ok(),
+        )
+        .map_err(|error| RunError::Start { what: "starting worker threads", error })?;
+        let hints = Arc::new(Hints::default());
+        let watcher = DirectoryWatcher::new({
+            let (hints, sender) = (Arc::clone(&hints), sender.clone());
+            move |hint| {
+                if !hints.of(hint).swap(true, Ordering::AcqRel) {
+                    // Nobody listens any more: the agent ends.
+                    let _ = sender.send(Event::Hint(hint));
+                }
+            }
+        });
+        let pool =
+            EndpointPool::new(config.endpoints.len(), PoolOptions::new(config.backoff, config.max_connection_age));
+        Ok(Self {
+            once,
+            metrics,
+            events,
+            sender,
+            workers,
+            checkpoints,
+            remembered: by_inode,
+            taken,
+            watcher,
+            hints,
+            categories,
+            asking_categories: false,
+            next_categories: now,
+            tails: HashMap::new(),
+            by_key: HashMap::new(),
+            opening: HashMap::new(),
+            resting: HashMap::new(),
+            next_tail: 0,
+            scanning: false,
+            scanned: false,
+            next_scan: now,
+            next_forget: now,
+            next_look: now,
+            last_look: now,
+            read_queue: VecDeque::new(),
+            jobs: 0,
+            reserved: 0,
+            buffered: Arc::new(AtomicU64::new(0)),
+            ready: VecDeque::new(),
+            flush_at: None,
+            pool,
+            link: None,
+            requests: HashMap::new(),
+            question: None,
+            next_request: 0,
+            send_not_before: None,
+            pool_paused_until: None,
+            next_ask: now,
+            may_move: true,
+            trouble: None,
+            timers: BinaryHeap::new(),
+            draining_until: None,
+            config,
+        })
+    }
+
+    /// For other tasks.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        Handle(self.sender.clone())
+    }
+
+    /// Works until `shutdown` is cancelled, or, with `once`, until everything is committed.
+    ///
+    /// # Errors
+    /// When it ends otherwise.
+    pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), RunError> {
+        let ended = self.serve(shutdown).await;
+        self.save_all();
+        ended
+    }
+
+    async fn serve(&mut self, shutdown: CancellationToken) -> Result<(), RunError> {
+        loop {
+            let now = Instant::now();
+            self.do_what_is_due(now)?;
+            if let Some(ended) = self.is_over(now) {
+                return ended;
+            }
+            let wake = self.next_wake(now);
+            tokio::select! {
+                event = self.events.recv() => {
+                    // The engine keeps a sender itself: the channel has no end.
+                    let mut next = event;
+                    while let Some(event) = next {
+                        self.handle_event(event)?;
+                        next = self.events.try_recv().ok();
+                    }
+                }
+                () = shutdown.cancelled(), if self.draining_until.is_none() => {
+                    let until = Instant::now() + self.config.drain_timeout;
+                    tracing::info!(requests = self.requests.len(), "reading stops; what is in flight is waited for");
+                    self.draining_until = Some(until);
+                }
+                () = tokio::time::sleep_until(wake.into()) => {}
+            }
+        }
+    }
+
+    fn is_over(&self, now: Instant) -> Option<Result<(), RunError>> {
+        if let Some(until) = self.draining_until {
+            let over = self.requests.is_empty() || now >= until;
+            return over.then(|| match self.lag() {
+                left if self.once && left > 0 => Err(RunError::Unfinished { left }),
+                _ => Ok(()),
+            });
+        }
+        if !self.once || !self.scanned || !self.opening.is_empty() {
+            return None;
+        }
+        let mut stuck = Vec::new();
+        for tail in self.tails.values() {
+            match self.once_state(tail) {
+                files::OnceState::Working => return None,
+                files::OnceState::Done => {}
+                files::OnceState::Stuck(reason) => stuck.push(reason),
+            }
+        }
+        match stuck.len() {
+            0 => Some(Ok(())),
+            files => Some(Err(RunError::Stopped { files, reason: stuck.swap_remove(0) })),
+        }
+    }
+
+    fn do_what_is_due(&mut self, now: Instant) -> Result<(), RunError> {
+        while let Some(Reverse((at, id))) = self.timers.peek().copied()
+            && at <= now
+        {
+            self.timers.pop();
+            if let Some(tail) = self.tails.get_mut(&id)
+                && tail.timer == Some(at)
+            {
+                tail.timer = None;
+                self.advance(id, now);
+            }
+        }
+        if self.draining_until.is_some() {
+            return Ok(());
+        }
+        if now >= self.next_scan && self.may_scan() {
+            self.start_scan();
+        }
+        if now >= self.next_look {
+            self.look(now);
+        }
+        self.ask_categories(now)?;
+        self.read_more(now);
+        self.send_more(now)?;
+        self.ask_more(now)
+    }
+
+    fn may_scan(&self) -> bool {
+        let enough = self.once && self.scanned;
+        !self.scanning && !enough
+    }
+
+    fn next_wake(&self, now: Instant) -> Instant {
+        if let Some(until) = self.draining_until {
+            return until;
+        }
+        let mut wake = self.next_look.min(self.next_ask);
+        if self.may_scan() {
+            wake = wake.min(self.next_scan);
+        }
+        if !self.asking_categories {
+            wake = wake.min(self.next_categories.max(self.pool_paused_until.unwrap_or(now)));
+        }
+        if let Some(Reverse((at, _))) = self.timers.peek() {
+            wake = wake.min(*at);
+        }
+        if !self.ready.is_empty() && self.requests.len() < MAX_REQUESTS {
+            let sends = self.flush_at.unwrap_or(now);
+            let paused = self.pool_paused_until.into_iter().chain(self.send_not_before).max().unwrap_or(now);
+            wake = wake.min(sends.max(paused));
+        }
+        wake.max(now)
+    }
+
+    fn handle_event(&mut self, event: Event) -> Result<(), RunError> {
+        let now = Instant::now();
+        match event {
+            Event::Worker(_, Done::Died) => return Err(RunError::WorkerDied),
+            Event::Worker(tail, done) => self.job_done(tail, done, now),
+            Event::Scanned(scan) => self.scan_done(scan, now),
+            Event::Hint(hint) => {
+                self.hints.of(hint).store(false, Ordering::Release);
+                self.next_look = self.next_look.min(self.last_look + MIN_LOOK_INTERVAL);
+                if hint == Hint::Scan {
+                    self.next_scan = self.next_scan.min(now + MIN_SCAN_INTERVAL);
+                }
+            }
+            Event::Sent { request, outcome } => self.sent(request, outcome, now),
+            Event::Told { request, outcome } => self.told(request, outcome, now),
+            Event::Categories { server, outcome } => self.categories_told(server, outcome, now),
+            Event::Status(answer) => {
+                // Who asked may be gone.
+                let _ = answer.send(self.status());
+            }
+        }
+        Ok(())
+    }
+
+    fn pace_options(&self, source: usize) -> PaceOptions {
+        let source = &self.config.sources[source];
+        PaceOptions {
+            batch_bytes: self.config.batch.max_bytes,
+            batch_timeout: self.config.batch.timeout,
+            rotate_wait: source.rotate_wait,
+            partial_line_timeout: source.partial_line_timeout,
+        }
+    }
+
+    fn lag(&self) -> u64 {
+        self.tails.values().map(Tail::lag).sum()
+    }
+
+    fn status(&self) -> Status {
+        let mut files: Vec<FileStatus> = self.tails.values().map(|tail| self.file_status(tail)).collect();
+        files.sort_by(|a, b| a.path.cmp(&b.path));
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            agent: self.config.agent_id.clone(),
+            host: self.config.host.clone(),
+            endpoint: self.config.endpoints[self.pool.current()].to_string(),
+            trouble: self.trouble.clone(),
+            buffered_bytes: self.buffered.load(Ordering::Relaxed) + self.reserved,
+            lag_bytes: self.lag(),
+            files,
+        }
+    }
+
+    fn file_status(&self, tail: &Tail) -> FileStatus {
+        let stream = tail.named.as_ref().map(|named| &named.stream);
+        let source = &self.config.sources[tail.source];
+        let unnamed = if self.settings(tail.source).is_some() {
+            "waiting for the end of the first line"
+        } else {
+            "waiting for the settings of its category"
+        };
+        FileStatus {
+            path: tail.path.clone(),
+            category: source.category.clone(),
+            stream: tail.named.as_ref().map(|named| named.stream_id),
+            size: tail.pace.size(),
+            read: stream.map_or(0, |stream| stream.read().offset),
+            next: stream.map_or(0, |stream| stream.accepted().offset),
+            committed: stream.map_or(0, |stream| stream.committed().offset),
+            lag: tail.lag(),
+            rotated: tail.pace.is_rotated(),
+            deleted: tail.deleted,
+            state: stream.map_or(unnamed, Stream::state).to_owned(),
+            waiting: stream.and_then(|stream| stream.stopped().map(str::to_owned)).or_else(|| tail.waiting.clone()),
+        }
+    }
+}
+
+impl Tail {
+    fn lag(&self) -> u64 {
+        let committed = self.named.as_ref().map_or(0, |named| named.stream.committed().offset);
+        self.pace.size().saturating_sub(committed)
+    }
+}
+
+/// The clock, milliseconds since 1970.
+fn now_ms() -> i64 {
+    jiff::Timestamp::now().as_millisecond()
+}
+
+fn random() -> u64 {
+    rand::rng().random()
+}
+
+/// Kept sorted by the path, for logs that can be compared.
+type Directories = BTreeSet<PathBuf>;
