@@ -19,7 +19,6 @@ use tokio::sync::{mpsc, oneshot};
 use tributary_common::http::client::ClientOptions;
 use tributary_common::http::endpoint::Endpoint;
 use tributary_common::http::pool::PoolOptions;
-use tributary_common::ids::LaneId;
 use tributary_common::messages::{Answer, PositionsQuery};
 use tributary_common::topology::rendezvous;
 
@@ -67,8 +66,8 @@ impl EdgeOptions {
         let endpoints =
             |key: &str| rendezvous(key.as_bytes(), parents).iter().map(|node| node.endpoint.clone()).collect();
         let routes = if to_roots {
-            // The order is the one in which roots take lanes over.
-            topology.lanes().lanes().map(|lane: LaneId| endpoints(&format!("lane {lane}"))).collect()
+            let roots = |lane| topology.roots_of(lane).into_iter().map(|node| node.endpoint.clone()).collect();
+            topology.lanes().lanes().map(roots).collect()
         } else {
             vec![endpoints(config.name.as_str())]
         };
@@ -212,16 +211,14 @@ impl Edge {
         message: impl FnOnce(oneshot::Sender<Result<R, Overloaded>>) -> Message,
     ) -> Result<R, Overloaded> {
         let (reply, answer) = oneshot::channel();
-        self.messages.try_send(message(reply)).map_err(|error| Overloaded {
-            reason: match error {
+        self.messages.try_send(message(reply)).map_err(|error| {
+            let reason = match error {
                 mpsc::error::TrySendError::Full(_) => format!("{QUEUE} requests wait already"),
                 mpsc::error::TrySendError::Closed(_) => "the node is stopping".into(),
-            },
-            retry_after: QUEUE_RETRY_AFTER,
+            };
+            Overloaded::new(reason, QUEUE_RETRY_AFTER)
         })?;
-        answer.await.unwrap_or_else(|_| {
-            Err(Overloaded { reason: "the node is stopping".into(), retry_after: QUEUE_RETRY_AFTER })
-        })
+        answer.await.unwrap_or_else(|_| Err(Overloaded::new("the node is stopping", QUEUE_RETRY_AFTER)))
     }
 }
 

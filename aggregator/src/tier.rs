@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tributary_common::batch::Batch;
 use tributary_common::frame::FrameHeader;
+use tributary_common::http::endpoint::Endpoint;
 use tributary_common::messages::{Answer, PositionsQuery};
 
 /// A batch that came in whole: its checksums are right, its frames are its own, its category, lane and bucket size are
@@ -18,14 +19,39 @@ pub struct Received {
     pub frames: Vec<FrameHeader>,
 }
 
-/// There is no room now, for nothing of the request; the same request may be sent again.
+/// Not here or not now, for nothing of the request; the same request may be sent again.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
 pub struct Overloaded {
-    /// What is full, for the sender's log.
+    /// What is full or missing, for the sender's log.
     pub reason: String,
     /// When to come again.
     pub retry_after: Duration,
+    /// Where to go instead, where that is known.
+    pub elsewhere: Option<Elsewhere>,
+}
+
+/// Where a sender should go instead.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Elsewhere {
+    /// To this node: it owns the lane.
+    Node(Endpoint),
+    /// To any other node of the same tier: this one is being emptied.
+    Sibling,
+}
+
+impl Overloaded {
+    /// There is no room: come again.
+    #[must_use]
+    pub fn new(reason: impl Into<String>, retry_after: Duration) -> Self {
+        Self { reason: reason.into(), retry_after, elsewhere: None }
+    }
+
+    /// Another node is better.
+    #[must_use]
+    pub fn go(reason: impl Into<String>, retry_after: Duration, elsewhere: Elsewhere) -> Self {
+        Self { reason: reason.into(), retry_after, elsewhere: Some(elsewhere) }
+    }
 }
 
 /// One aggregator, seen from below. It has one rule: per stream it holds an unbroken run of bytes from `committed`, takes
@@ -38,7 +64,7 @@ pub trait Tier: Send + Sync + 'static {
     /// A caller may give up and drop the future at any await: what was taken until then stays taken.
     ///
     /// # Errors
-    /// When there is no room. Part of the batches may have been taken; offering them again is harmless.
+    /// When there is no room, or another node is better. Part of the batches may have been taken; offering them again is harmless.
     async fn offer(&self, batches: Vec<Received>) -> Result<Vec<Answer>, Overloaded>;
 
     /// What is known of these streams: one answer per stream, in order.

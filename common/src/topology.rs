@@ -209,10 +209,13 @@ impl Topology {
     /// The root that should own a lane as long as it lives.
     #[must_use]
     pub fn preferred_root(&self, lane: LaneId) -> &Node {
+        self.roots_of(lane).into_iter().next().expect("a checked topology has a node in each tier")
+    }
+
+    /// All roots, in the order in which they should own a lane.
+    #[must_use]
+    pub fn roots_of(&self, lane: LaneId) -> Vec<&Node> {
         rendezvous(format!("lane {lane}").as_bytes(), &self.root_tier().nodes)
-            .into_iter()
-            .next()
-            .expect("a checked topology has a node in each tier")
     }
 
     /// The category of that name.
@@ -257,17 +260,26 @@ impl Topology {
 /// Rendezvous hashing: when a node goes or comes, only the keys move that it served or will serve.
 #[must_use]
 pub fn rendezvous<'n>(key: &[u8], nodes: &'n [Node]) -> Vec<&'n Node> {
-    let weight = |node: &Node| {
-        let mut hash = Xxh3::new();
-        // The length keeps key and name apart.
-        hash.update(&(key.len() as u64).to_le_bytes());
-        hash.update(key);
-        hash.update(node.name.as_str().as_bytes());
-        hash.digest()
-    };
     let mut order: Vec<_> = nodes.iter().collect();
-    order.sort_by_cached_key(|node| (std::cmp::Reverse(weight(node)), node.name.clone()));
+    order.sort_by_cached_key(|node| place(key, &node.name));
     order
+}
+
+/// The same for names alone.
+#[must_use]
+pub fn rendezvous_names(key: &[u8], names: &[NodeName]) -> Vec<NodeName> {
+    let mut order = names.to_vec();
+    order.sort_by_cached_key(|name| place(key, name));
+    order
+}
+
+fn place(key: &[u8], name: &NodeName) -> (std::cmp::Reverse<u64>, NodeName) {
+    let mut hash = Xxh3::new();
+    // The length keeps key and name apart.
+    hash.update(&(key.len() as u64).to_le_bytes());
+    hash.update(key);
+    hash.update(name.as_str().as_bytes());
+    (std::cmp::Reverse(hash.digest()), name.clone())
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //!
 //! | It may | because on HDFS |
 //! |---|---|
+//! | stop a process for any time, in the middle of anything | that is what SIGSTOP, a swapping machine or a moved VM does |
 //! | do a change and lose the answer, lose the call, or do the change after later calls | a connection breaks, or a NameNode wakes up with a queue of old calls |
 //! | refuse everything that changes something for a while | safe mode, standby |
 //! | let a sync hang for its whole deadline, with its bytes on disk or not | a DataNode of the pipeline was killed |
@@ -37,6 +38,8 @@ use super::{
 pub const SETTLE: Duration = Duration::from_secs(60);
 /// A recovery that is asked about sooner than this starts again.
 const RECOVERY_PATIENCE: Duration = Duration::from_secs(1);
+/// How often a paused process is looked at.
+const PAUSED_LOOK: Duration = Duration::from_millis(250);
 /// Milliseconds since 1970 at the model's birth.
 const BIRTH_MS: i64 = 1_767_225_600_000;
 
@@ -191,6 +194,7 @@ struct State {
     safe_until: u64,
     safe_mode: bool,
     crashed: BTreeSet<ProcessId>,
+    paused: BTreeSet<ProcessId>,
     processes: ProcessId,
     born: Instant,
     done: Cruelties,
@@ -452,10 +456,17 @@ impl HostileCluster {
                 safe_until: 0,
                 safe_mode: false,
                 crashed: BTreeSet::new(),
+                paused: BTreeSet::new(),
                 processes: 0,
                 born: Instant::now(),
                 done: Cruelties::default(),
             })),
+        }
+    }
+
+    async fn while_paused(&self, process: ProcessId) {
+        while self.state().paused.contains(&process) {
+            tokio::time::sleep(PAUSED_LOOK).await;
         }
     }
 
@@ -481,6 +492,16 @@ impl HostileCluster {
     /// Ends a process as `kill -9` does: its calls and writers fail from now on; the files that it has open stay open.
     pub fn crash(&self, process: &HostileDfs) {
         self.state().crashed.insert(process.process);
+    }
+
+    /// Stops a process as SIGSTOP does: what it asks arrives, and what it is answered is heard, only after [`Self::resume`].
+    pub fn pause(&self, process: &HostileDfs) {
+        self.state().paused.insert(process.process);
+    }
+
+    /// Lets a process go on.
+    pub fn resume(&self, process: &HostileDfs) {
+        self.state().paused.remove(&process.process);
     }
 
     /// Changes how hostile it is from now on.
@@ -551,6 +572,7 @@ impl HostileDfs {
     async fn latency(&self) {
         let pause = self.cluster.state().latency();
         tokio::time::sleep(pause).await;
+        self.cluster.while_paused(self.process).await;
     }
 
     /// A call that changes nothing.
@@ -617,6 +639,7 @@ impl Dfs for HostileDfs {
             Lease { process: self.process, writer: state.next_id }
         };
         let node = self.change(Change::Create(path.clone(), lease)).await?;
+        self.cluster.while_paused(self.process).await;
         Ok(Box::new(HostileWriter {
             cluster: self.cluster.clone(),
             path: path.clone(),
@@ -773,6 +796,7 @@ impl HostileWriter {
     async fn pause(&self) {
         let pause = self.cluster.state().latency();
         tokio::time::sleep(pause).await;
+        self.cluster.while_paused(self.lease.process).await;
     }
 
     async fn sync_for(&mut self, call: &'static str) -> Result<(), DfsError> {

@@ -237,8 +237,7 @@ impl Core {
             if let Err(full) = self.spool.room(&group, offered.batches.len() as u64, bytes) {
                 self.metrics.offered(Outcome::NoRoom, offered.batches.len() as u64);
                 self.trouble = Some(full.to_string());
-                let _ =
-                    offered.reply.send(Err(Overloaded { reason: full.to_string(), retry_after: NO_ROOM_RETRY_AFTER }));
+                let _ = offered.reply.send(Err(Overloaded::new(full.to_string(), NO_ROOM_RETRY_AFTER)));
                 continue;
             }
             let mut outcomes = Vec::with_capacity(offered.batches.len());
@@ -277,7 +276,7 @@ impl Core {
                 self.metrics.failed_groups.inc();
                 tracing::error!(error = %error, "a group of batches was not taken");
                 self.trouble = Some(error.to_string());
-                Some(Overloaded { reason: error.to_string(), retry_after: NO_ROOM_RETRY_AFTER })
+                Some(Overloaded::new(error.to_string(), NO_ROOM_RETRY_AFTER))
             }
             Err(error @ GroupError::Sync(_)) => {
                 tracing::error!(error = %error, "ending the process: what the disk has is found out by reading it again");
@@ -357,7 +356,7 @@ impl Core {
         }
         if self.questions.len() >= MAX_QUESTIONS {
             let reason = format!("{MAX_QUESTIONS} questions to the tier above are under way");
-            let _ = reply.send(Err(Overloaded { reason, retry_after: Duration::from_secs(1) }));
+            let _ = reply.send(Err(Overloaded::new(reason, Duration::from_secs(1))));
             return;
         }
         let asks = unknown.into_iter().map(|(route, asked)| {

@@ -62,7 +62,7 @@ impl Tier for Parent {
     async fn offer(&self, batches: Vec<Received>) -> Result<Vec<Answer>, Overloaded> {
         self.with(|state| {
             if state.full {
-                return Err(Overloaded { reason: "full".into(), retry_after: Duration::from_secs(1) });
+                return Err(Overloaded::new("full", Duration::from_secs(1)));
             }
             Ok(batches.iter().map(|one| state.take(one)).collect())
         })

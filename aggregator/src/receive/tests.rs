@@ -28,7 +28,7 @@ impl Tier for Taker {
             hold.notified().await;
         }
         if self.full {
-            return Err(Overloaded { reason: "the spool is full".into(), retry_after: Duration::from_millis(2500) });
+            return Err(Overloaded::new("the spool is full", Duration::from_millis(2500)));
         }
         let mut taken = self.taken.lock().expect("no panic");
         Ok(batches

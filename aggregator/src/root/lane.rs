@@ -4,7 +4,7 @@
 //! those that are dirty. Whatever takes time (writers, ledger entries, recoveries, joins, seals) runs in tasks that
 //! report back, so a sink that hangs holds up only what depends on it.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -81,11 +81,11 @@ pub enum Request {
     /// Take these batches.
     Offer(Vec<Received>, oneshot::Sender<Result<Vec<Answer>, Overloaded>>),
     /// Say what is known of these streams.
-    Positions(PositionsQuery, oneshot::Sender<Vec<Answer>>),
+    Positions(PositionsQuery, oneshot::Sender<Result<Vec<Answer>, Overloaded>>),
     /// Say how things are.
     Status(oneshot::Sender<serde_json::Value>),
     /// Commit what there is, close all files, write the ledger and end.
-    Drain(oneshot::Sender<()>),
+    Drain,
 }
 
 enum Event {
@@ -96,6 +96,7 @@ enum Event {
     LateReady { key: HourKey, result: Result<Vec<LateMove>, DfsError> },
     LateDone { key: HourKey, result: Result<(), DfsError> },
     Published { key: HourKey, result: Result<bool, DfsError> },
+    Wanted(Result<Vec<HourKey>, DfsError>),
     Fenced,
 }
 
@@ -140,16 +141,22 @@ pub struct Lane {
     ingest: Ingest,
     open: BTreeMap<SegmentId, Segment>,
     writing: HashMap<(HourKey, Codec), SegmentId>,
-    given_up: HashMap<SegmentId, GivenUp>,
+    given_up: BTreeMap<SegmentId, GivenUp>,
     closed: BTreeMap<String, Closed>,
     hours: BTreeMap<HourKey, HourState>,
-    changed_hours: HashSet<HourKey>,
+    changed_hours: BTreeSet<HourKey>,
     /// Those of `hours` that are sealed and not published.
-    unpublished: HashSet<HourKey>,
-    jobs: HashMap<HourKey, Job>,
+    unpublished: BTreeSet<HourKey>,
+    jobs: BTreeMap<HourKey, Job>,
+    /// When it is looked again whether an hour can be published.
+    publish_at: BTreeMap<HourKey, Instant>,
+    /// Hours that other lanes have sealed, and that this one has to seal, too.
+    wanted: Vec<HourKey>,
+    /// When these are looked for; none while somebody looks.
+    look_for_wanted_at: Option<Instant>,
     /// From this hour on every hour of the category is sealed, also an empty one.
     first_buckets: BTreeMap<CategoryName, Bucket>,
-    changed_first_buckets: HashSet<CategoryName>,
+    changed_first_buckets: BTreeSet<CategoryName>,
     /// The first hour of the category that may not be sealed yet.
     sealed_up_to: BTreeMap<CategoryName, Bucket>,
     forgotten_streams: Vec<tributary_common::ids::StreamId>,
@@ -167,7 +174,7 @@ pub struct Lane {
     reports: mpsc::UnboundedSender<(SegmentId, Report)>,
     events: mpsc::UnboundedSender<Event>,
     started: Instant,
-    draining: Option<oneshot::Sender<()>>,
+    draining: bool,
     metrics: LaneMetrics,
 }
 
@@ -283,15 +290,18 @@ impl Lane {
             ingest: taken.ingest,
             open: BTreeMap::new(),
             writing: HashMap::new(),
-            given_up: HashMap::new(),
+            given_up: BTreeMap::new(),
             closed,
             hours: taken.hours,
-            changed_hours: HashSet::new(),
+            changed_hours: BTreeSet::new(),
             unpublished,
             jobs,
+            publish_at: BTreeMap::new(),
+            wanted: Vec::new(),
+            look_for_wanted_at: Some(now),
             sealed_up_to: taken.first_buckets.clone(),
             first_buckets: taken.first_buckets,
-            changed_first_buckets: HashSet::new(),
+            changed_first_buckets: BTreeSet::new(),
             forgotten_streams: Vec::new(),
             forgotten_hours: Vec::new(),
             next_segment: 0,
@@ -306,7 +316,7 @@ impl Lane {
             reports,
             events,
             started: now,
-            draining: None,
+            draining: false,
             metrics,
         }
     }
@@ -337,6 +347,47 @@ impl Lane {
         self.answer(asked.stream, self.ingest.query(asked.stream, asked.committed))
     }
 
+    /// Sends answers. Those that say that less is known of a stream than the sender was told (`claims`: how far it was
+    /// committed), or that it will never be taken, may come from an owner that was fenced while it slept and does not know
+    /// what its successor has done. So they are sent only after a look that shows that the lane is still this owner's.
+    fn reply(
+        &self,
+        mut answers: Vec<Answer>,
+        claims: Vec<u64>,
+        reply: oneshot::Sender<Result<Vec<Answer>, Overloaded>>,
+    ) {
+        let bold = |answer: &Answer, claim: u64| match answer.verdict {
+            Verdict::Unknown | Verdict::Diverged { .. } | Verdict::Refused { .. } => true,
+            Verdict::Ok | Verdict::Expected | Verdict::Wait { .. } => {
+                answer.next.is_some_and(|next| next.offset < claim)
+            }
+        };
+        if !answers.iter().zip(&claims).any(|(answer, claim)| bold(answer, *claim)) {
+            // A sender that gave up will ask again.
+            let _ = reply.send(Ok(answers));
+            return;
+        }
+        let (sink, events) = (self.sink.clone(), self.events.clone());
+        tokio::spawn(async move {
+            let said = match sink.is_fenced().await {
+                Ok(false) => Ok(answers),
+                Ok(true) => {
+                    let _ = events.send(Event::Fenced);
+                    Err(Overloaded::new("another root has taken the lane", RETRY_AFTER))
+                }
+                Err(error) => {
+                    for (answer, _) in answers.iter_mut().zip(&claims).filter(|(answer, claim)| bold(answer, **claim)) {
+                        let reason = format!("the owner can't make sure that the lane is still its own: {error}");
+                        answer.verdict = Verdict::Wait { reason };
+                        answer.next = None;
+                    }
+                    Ok(answers)
+                }
+            };
+            let _ = reply.send(said);
+        });
+    }
+
     // ---- batches ----
 
     fn uncommitted_bytes(&self) -> u64 {
@@ -344,15 +395,13 @@ impl Lane {
     }
 
     fn offer(&mut self, batches: Vec<Received>) -> Result<Vec<Answer>, Overloaded> {
-        if self.draining.is_some() {
-            return Err(Overloaded { reason: "the lane's owner is stopping".into(), retry_after: RETRY_AFTER });
+        if self.draining {
+            return Err(Overloaded::new("the lane's owner is stopping", RETRY_AFTER));
         }
         let waiting = self.uncommitted_bytes();
         if waiting >= self.settings.max_uncommitted_bytes {
-            return Err(Overloaded {
-                reason: format!("{waiting} bytes wait for the sink to make them durable"),
-                retry_after: RETRY_AFTER,
-            });
+            let reason = format!("{waiting} bytes wait for the sink to make them durable");
+            return Err(Overloaded::new(reason, RETRY_AFTER));
         }
         Ok(batches.into_iter().map(|received| self.take(&received)).collect())
     }
@@ -575,7 +624,7 @@ impl Lane {
                 }
             });
             let full = settings.is_none_or(|settings| segment.written + segment.small_bytes >= settings.roll_size);
-            if full || u128::from(idle) >= patience.as_millis() || self.draining.is_some() {
+            if full || u128::from(idle) >= patience.as_millis() || self.draining {
                 due.push(segment.id);
             }
         }
@@ -675,7 +724,7 @@ impl Lane {
         };
         let Some(given_up) = self.given_up.remove(&id) else { return };
         let mut counts = Counts::default();
-        let mut found: HashMap<_, tributary_common::ranges::RangeSet> = HashMap::new();
+        let mut found: BTreeMap<_, tributary_common::ranges::RangeSet> = BTreeMap::new();
         let mut record = given_up.record;
         let mut end = 0;
         if let Some((scan, len)) = scan {
@@ -847,6 +896,7 @@ impl Lane {
             .chain(self.closed.values().map(|closed| key_of(&closed.record)))
             .collect();
         candidates.extend(self.due_by_time(now));
+        candidates.extend(self.wanted.iter().filter(|key| !self.hours.contains_key(*key)).cloned());
         candidates.sort();
         candidates.dedup();
         for key in candidates {
@@ -996,8 +1046,11 @@ impl Lane {
     }
 
     fn publish(&mut self) {
-        let keys: Vec<HourKey> =
-            self.unpublished.iter().filter(|key| !self.jobs.contains_key(*key)).take(MAX_JOBS).cloned().collect();
+        let now = Instant::now();
+        let due = |key: &&HourKey| {
+            !self.jobs.contains_key(*key) && self.publish_at.get(*key).is_none_or(|publish_at| *publish_at <= now)
+        };
+        let keys: Vec<HourKey> = self.unpublished.iter().filter(due).take(MAX_JOBS).cloned().collect();
         for key in keys {
             self.jobs.insert(key.clone(), Job::Executing);
             let (sink, events) = (self.sink.clone(), self.events.clone());
@@ -1081,19 +1134,64 @@ impl Lane {
             },
             Event::Published { key, result } => {
                 self.jobs.remove(&key);
+                // Other lanes have not sealed it yet, or the sink is not available.
+                self.publish_at.insert(key.clone(), Instant::now() + self.settings.commit_interval);
                 match result {
                     Ok(true) => {
                         tracing::info!(hour = %key, "published");
                         self.metrics.published();
                         self.unpublished.remove(&key);
+                        self.publish_at.remove(&key);
                         self.set_hour(key, HourState::Published);
                     }
                     Ok(false) => {}
                     Err(error) => self.job_failed(&key, "publish", &error),
                 }
             }
+            Event::Wanted(result) => {
+                self.look_for_wanted_at = Some(Instant::now() + self.settings.ledger_interval);
+                match result {
+                    Ok(wanted) => self.wanted = wanted,
+                    Err(error) => tracing::warn!(%error, "can't look which hours the other lanes have sealed"),
+                }
+                self.forget_wanted();
+            }
             Event::Fenced => {}
         }
+    }
+
+    /// Looks which hours the other lanes have sealed.
+    fn look_for_wanted(&mut self) {
+        if self.settings.lanes.get() == 1 || self.look_for_wanted_at.is_none_or(|at| at > Instant::now()) {
+            return;
+        }
+        self.look_for_wanted_at = None;
+        let (sink, events) = (self.sink.clone(), self.events.clone());
+        tokio::spawn(async move {
+            let result = sink.wanted_hours().await;
+            let _ = events.send(Event::Wanted(result));
+        });
+    }
+
+    /// The lane that publishes takes back the requests for what it has published.
+    fn forget_wanted(&self) {
+        if self.sink.lane != LaneId(0) {
+            return;
+        }
+        let published =
+            |key: &&HourKey| matches!(self.hours.get(*key), Some(HourState::Published | HourState::Late(_)));
+        let done: Vec<HourKey> = self.wanted.iter().filter(published).cloned().collect();
+        if done.is_empty() {
+            return;
+        }
+        let sink = self.sink.clone();
+        tokio::spawn(async move {
+            for key in done {
+                if let Err(error) = sink.has_hour(&key).await {
+                    tracing::debug!(hour = %key, %error, "the request for a published hour stays until the next look");
+                }
+            }
+        });
     }
 
     fn forget_old(&mut self) {
@@ -1119,6 +1217,7 @@ impl Lane {
     fn tick(&mut self) {
         self.settle();
         self.forget_old();
+        self.look_for_wanted();
         self.close_due();
         self.advance_hours();
         if self.ledger_due() {
@@ -1128,7 +1227,7 @@ impl Lane {
     }
 
     fn drained(&self) -> bool {
-        self.draining.is_some() && self.open.is_empty() && !self.entry_under_way && !self.entry_wanted
+        self.draining && self.open.is_empty() && !self.entry_under_way && !self.entry_wanted
     }
 
     fn status(&self) -> serde_json::Value {
@@ -1222,7 +1321,7 @@ fn ranges_of<'s>(slices: impl Iterator<Item = &'s SliceDescriptor>) -> Vec<HeldR
         .collect()
 }
 
-fn streams_of(held: &[HeldRanges]) -> HashSet<tributary_common::ids::StreamId> {
+fn streams_of(held: &[HeldRanges]) -> BTreeSet<tributary_common::ids::StreamId> {
     held.iter().map(|held| held.stream).collect()
 }
 
@@ -1272,31 +1371,34 @@ pub async fn run(
             _ = work.tick() => lane.tick(),
             request = requests.recv() => match request {
                 Some(Request::Offer(batches, reply)) => {
+                    let claims = batches.iter().map(|received| received.batch.header.committed.offset).collect();
                     let answers = lane.offer(batches);
                     if lane.uncommitted_bytes() >= commit_bytes {
                         lane.commit();
                     }
-                    // A sender that gave up will ask again.
-                    let _ = reply.send(answers);
+                    match answers {
+                        Ok(answers) => lane.reply(answers, claims, reply),
+                        // A sender that gave up will ask again.
+                        Err(full) => drop(reply.send(Err(full))),
+                    }
                 }
                 Some(Request::Positions(query, reply)) => {
+                    let claims = query.streams.iter().map(|asked| asked.committed.map_or(0, |at| at.offset)).collect();
                     let answers = query.streams.iter().map(|asked| lane.say_positions(asked)).collect();
-                    let _ = reply.send(answers);
+                    lane.reply(answers, claims, reply);
                 }
                 Some(Request::Status(reply)) => {
+                    // Whoever asked may be gone.
                     let _ = reply.send(lane.status());
                 }
-                Some(Request::Drain(done)) => {
-                    lane.draining = Some(done);
+                Some(Request::Drain) => {
+                    lane.draining = true;
                     lane.entry_wanted = true;
                 }
                 None => return Ended::Drained,
             },
         }
         if lane.drained() {
-            if let Some(done) = lane.draining.take() {
-                let _ = done.send(());
-            }
             return Ended::Drained;
         }
     }

@@ -1,7 +1,8 @@
 //! The root: merges batches into few large files, each record once, and publishes complete hours.
 //!
-//! A root owns lanes. Each has a task of its own ([`lane`]) that is started when the lane was taken ([`recovery`]) and ends when
-//! it is drained or another root took it. [`Root`] hands every batch to the task of its lane.
+//! A root watches all lanes and owns some ([`ownership`]). Each that it owns has a task of its own ([`lane`]) that is started when
+//! the lane was taken ([`recovery`]) and ends when it is drained or another root took it. [`Root`] hands every batch to the task
+//! of its lane, or says which root has the lane.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,20 +11,27 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tributary_common::http::endpoint::Endpoint;
 use tributary_common::ids::{LaneId, NodeName};
 use tributary_common::messages::{Answer, PositionsQuery, Verdict};
 use tributary_common::topology::Topology;
 
-use self::lane::{CategorySettings, Ended, LaneSettings, Request, WallClock};
+use self::keeper::{Keeper, Shown, State};
+use self::lane::{CategorySettings, LaneSettings, Request, WallClock};
 use self::metrics::LaneMetrics;
+use self::ownership::Rules;
 use crate::dfs::Dfs;
-use crate::tier::{Overloaded, Received, Tier};
+use crate::tier::{Elsewhere, Overloaded, Received, Tier};
 
 pub mod hours;
 pub mod ingest;
+mod keeper;
 pub mod lane;
 pub mod ledger;
+pub mod marks;
 pub mod metrics;
+pub mod ownership;
 pub mod recovery;
 pub mod replication;
 pub mod segment;
@@ -33,56 +41,25 @@ mod storm;
 #[cfg(test)]
 mod tests;
 
-/// Requests that may wait for a lane's task. Their bytes are bounded where they are received.
-const QUEUE: usize = 64;
-
 /// When a sender that was refused comes again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-
-/// The pause before a lane that could not be taken is tried again.
-const TAKE_PAUSE: Duration = Duration::from_secs(5);
 
 /// How many times the bytes of a commit may wait for the sink before batches are refused for a while.
 const UNCOMMITTED_COMMITS: u64 = 4;
 
-/// The lanes that this process owns.
+/// All lanes, of which this process owns some.
 pub struct Root {
     lanes: BTreeMap<LaneId, Slot>,
+    /// Where the roots are.
+    nodes: BTreeMap<NodeName, Endpoint>,
+    stop: CancellationToken,
 }
 
-/// A lane that this root is to own, whether it has it or not.
+/// A lane at this root, whether it owns it or not.
 struct Slot {
-    state: Arc<Mutex<State>>,
+    shown: Shown,
     metrics: LaneMetrics,
     task: Mutex<Option<JoinHandle<()>>>,
-}
-
-#[derive(Clone)]
-enum State {
-    /// Being taken and read back; why it takes long, if it does.
-    Taking(Option<String>),
-    Serving(mpsc::Sender<Request>),
-    /// Another root has it.
-    Lost,
-    Stopped,
-}
-
-impl Slot {
-    fn state(&self) -> State {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// The lane's task, or why there is none.
-    fn serving(&self, lane: LaneId) -> Result<mpsc::Sender<Request>, Overloaded> {
-        let reason = match self.state() {
-            State::Serving(requests) => return Ok(requests),
-            State::Taking(None) => format!("lane {lane} is being recovered"),
-            State::Taking(Some(why)) => why,
-            State::Lost => format!("another root has taken lane {lane}"),
-            State::Stopped => "this root is stopping".to_owned(),
-        };
-        Err(Overloaded { reason, retry_after: RETRY_AFTER })
-    }
 }
 
 impl LaneSettings {
@@ -123,29 +100,55 @@ impl LaneSettings {
 }
 
 impl Root {
-    /// Starts to take the lanes that the topology prefers on this node. Returns at once: a lane serves when it has been read
-    /// back.
+    /// Starts to watch all lanes, and to take those that it is this node's turn to have. Returns at once: a lane serves when it
+    /// has been read back.
     #[must_use]
     pub fn start(dfs: &Arc<dyn Dfs>, topology: &Topology, name: &NodeName) -> Self {
-        let settings = LaneSettings::of(topology);
-        let mine = topology.lanes().lanes().filter(|lane| topology.preferred_root(*lane).name == *name);
-        Self { lanes: mine.map(|lane| (lane, Slot::start(Arc::clone(dfs), lane, settings.clone()))).collect() }
+        let roots = &topology.root_tier().nodes;
+        let nodes = roots.iter().map(|node| (node.name.clone(), node.endpoint.clone())).collect();
+        let takeover_after = topology.root().takeover_after;
+        let rules = |lane: LaneId| Rules {
+            me: name.clone(),
+            order: topology.roots_of(lane).into_iter().map(|node| node.name.clone()).collect(),
+            takeover_after,
+            jitter: takeover_after.mul_f64(rand::random_range(0.0..0.5)),
+        };
+        Self::keep(dfs, &LaneSettings::of(topology), nodes, rules)
     }
 
-    /// Commits what there is, closes all files, writes the ledgers, and ends the lanes' tasks.
+    /// Keeps all lanes by the rules of each.
+    fn keep(
+        dfs: &Arc<dyn Dfs>,
+        settings: &LaneSettings,
+        nodes: BTreeMap<NodeName, Endpoint>,
+        rules: impl Fn(LaneId) -> Rules,
+    ) -> Self {
+        let stop = CancellationToken::new();
+        let start = |lane| {
+            let (shown, metrics) = (Shown::new(), LaneMetrics::default());
+            let keeper = Keeper {
+                dfs: Arc::clone(dfs),
+                lane,
+                settings: settings.clone(),
+                rules: rules(lane),
+                metrics: metrics.clone(),
+                shown: shown.clone(),
+                stop: stop.clone(),
+            };
+            (lane, Slot { shown, metrics, task: Mutex::new(Some(tokio::spawn(keeper.run()))) })
+        };
+        let lanes = settings.lanes.lanes().map(start).collect();
+        Self { lanes, nodes, stop }
+    }
+
+    /// Commits what there is, closes all files, writes the ledgers, says goodbye to the other roots, and ends.
     pub async fn drain(&self) {
+        self.stop.cancel();
         for slot in self.lanes.values() {
-            let before =
-                std::mem::replace(&mut *slot.state.lock().unwrap_or_else(PoisonError::into_inner), State::Stopped);
-            if let State::Serving(requests) = before {
-                let (done, drained) = oneshot::channel();
-                if requests.send(Request::Drain(done)).await.is_ok() {
-                    let _ = drained.await;
-                }
-            }
             let task = slot.task.lock().unwrap_or_else(PoisonError::into_inner).take();
             if let Some(task) = task {
-                task.abort();
+                // It ends by itself; one that panicked has ended, too.
+                let _ = task.await;
             }
         }
     }
@@ -154,109 +157,95 @@ impl Root {
     pub fn metrics(&self) -> impl Iterator<Item = (LaneId, &LaneMetrics)> {
         self.lanes.iter().map(|(lane, slot)| (*lane, &slot.metrics))
     }
-}
 
-impl Slot {
-    fn start(dfs: Arc<dyn Dfs>, lane: LaneId, settings: LaneSettings) -> Self {
-        let state = Arc::new(Mutex::new(State::Taking(None)));
-        let metrics = LaneMetrics::default();
-        let task = tokio::spawn(own(dfs, lane, settings, metrics.clone(), Arc::clone(&state)));
-        Self { state, metrics, task: Mutex::new(Some(task)) }
-    }
-}
-
-/// Takes a lane and serves it until it is drained or lost.
-async fn own(dfs: Arc<dyn Dfs>, lane: LaneId, settings: LaneSettings, metrics: LaneMetrics, state: Arc<Mutex<State>>) {
-    let set = |new: State| *state.lock().unwrap_or_else(PoisonError::into_inner) = new;
-    let taken = loop {
-        let now_ms = settings.clock.now_ms();
-        let stream_ttl_ms = i64::try_from(settings.stream_ttl.as_millis()).unwrap_or(i64::MAX);
-        let taken = async {
-            recovery::check_base(&*dfs, settings.lanes).await?;
-            recovery::take(&dfs, lane, stream_ttl_ms, now_ms).await
+    /// The lane's task, or where to go instead.
+    fn serving(&self, lane: LaneId) -> Result<mpsc::Sender<Request>, Overloaded> {
+        let Some(slot) = self.lanes.get(&lane) else {
+            return Err(Overloaded::new(format!("there is no lane {lane}"), RETRY_AFTER));
         };
-        match taken.await {
-            Ok(taken) => break taken,
-            Err(error) => {
-                tracing::error!(%lane, %error, "the lane can't be taken; trying again");
-                set(State::Taking(Some(error.to_string())));
-                tokio::time::sleep(TAKE_PAUSE).await;
+        let reason = match slot.shown.get() {
+            State::Serving(requests) => return Ok(requests),
+            State::Taking(None) => format!("lane {lane} is being recovered"),
+            State::Taking(Some(why)) => why,
+            State::Leaving => format!("lane {lane} is being given up here"),
+            State::Elsewhere(Some(owner)) => {
+                let reason = format!("{owner} owns lane {lane}");
+                return Err(match self.nodes.get(&owner) {
+                    Some(node) => Overloaded::go(reason, RETRY_AFTER, Elsewhere::Node(node.clone())),
+                    None => Overloaded::new(reason, RETRY_AFTER),
+                });
+            }
+            State::Elsewhere(None) => format!("another root is taking lane {lane}"),
+            State::Stopped => "this root is stopping".to_owned(),
+        };
+        Err(Overloaded::new(reason, RETRY_AFTER))
+    }
+
+    /// Hands the parts of a request to the tasks of their lanes. What is for a lane that is not served here waits, unless that
+    /// is all of it.
+    async fn ask<T>(
+        &self,
+        parts: BTreeMap<LaneId, Vec<(usize, tributary_common::ids::StreamId, T)>>,
+        request: impl Fn(Vec<T>, oneshot::Sender<Result<Vec<Answer>, Overloaded>>) -> Request,
+    ) -> Result<Vec<Answer>, Overloaded> {
+        let mut answers: BTreeMap<usize, Answer> = BTreeMap::new();
+        let mut refused = None;
+        let mut served = false;
+        for (lane, parts) in parts {
+            let (places, asked): (Vec<_>, Vec<T>) =
+                parts.into_iter().map(|(index, stream, asked)| ((index, stream), asked)).unzip();
+            let gone = || Overloaded::new(format!("the owner of lane {lane} has just stopped"), RETRY_AFTER);
+            let given = async {
+                let requests = self.serving(lane)?;
+                let (reply, answered) = oneshot::channel();
+                requests.send(request(asked, reply)).await.map_err(|_| gone())?;
+                answered.await.map_err(|_| gone())?
+            };
+            match given.await {
+                Ok(given) => {
+                    served = true;
+                    answers.extend(places.into_iter().map(|(index, _)| index).zip(given));
+                }
+                Err(why) => {
+                    let wait = |(index, stream)| {
+                        let verdict = Verdict::Wait { reason: why.reason.clone() };
+                        (index, Answer { stream, next: None, committed: None, owner: None, verdict })
+                    };
+                    answers.extend(places.into_iter().map(wait));
+                    refused.get_or_insert(why);
+                }
             }
         }
-    };
-    let (requests, queue) = mpsc::channel(QUEUE);
-    set(State::Serving(requests));
-    match lane::run(dfs, lane, taken, settings, metrics, queue).await {
-        Ended::Drained => set(State::Stopped),
-        Ended::Fenced => set(State::Lost),
+        match refused {
+            Some(why) if !served => Err(why),
+            _ => Ok(answers.into_values().collect()),
+        }
     }
 }
 
 #[async_trait]
 impl Tier for Root {
     async fn offer(&self, batches: Vec<Received>) -> Result<Vec<Answer>, Overloaded> {
-        let count = batches.len();
-        let mut by_lane: BTreeMap<LaneId, (Vec<usize>, Vec<Received>)> = BTreeMap::new();
-        let mut answers: Vec<Option<Answer>> = vec![None; count];
+        let mut parts: BTreeMap<LaneId, Vec<_>> = BTreeMap::new();
         for (index, received) in batches.into_iter().enumerate() {
             let header = &received.batch.header;
-            if self.lanes.contains_key(&header.lane) {
-                let (places, batches) = by_lane.entry(header.lane).or_default();
-                places.push(index);
-                batches.push(received);
-            } else {
-                answers[index] = Some(elsewhere(header.stream, header.lane));
-            }
+            parts.entry(header.lane).or_default().push((index, header.stream, received));
         }
-        for (lane, (places, batches)) in by_lane {
-            let requests = self.lanes[&lane].serving(lane)?;
-            let (reply, answered) = oneshot::channel();
-            let gone = || Overloaded {
-                reason: format!("the owner of lane {lane} has just stopped"),
-                retry_after: RETRY_AFTER,
-            };
-            requests.send(Request::Offer(batches, reply)).await.map_err(|_| gone())?;
-            let given = answered.await.map_err(|_| gone())??;
-            for (place, answer) in places.into_iter().zip(given) {
-                answers[place] = Some(answer);
-            }
-        }
-        Ok(answers.into_iter().flatten().collect())
+        self.ask(parts, Request::Offer).await
     }
 
     async fn positions(&self, query: PositionsQuery) -> Result<Vec<Answer>, Overloaded> {
-        let mut by_lane: BTreeMap<LaneId, (Vec<usize>, PositionsQuery)> = BTreeMap::new();
-        let mut answers: Vec<Option<Answer>> = vec![None; query.streams.len()];
+        let mut parts: BTreeMap<LaneId, Vec<_>> = BTreeMap::new();
         for (index, asked) in query.streams.into_iter().enumerate() {
-            if self.lanes.contains_key(&asked.lane) {
-                let (places, streams) =
-                    by_lane.entry(asked.lane).or_insert_with(|| (Vec::new(), PositionsQuery { streams: Vec::new() }));
-                places.push(index);
-                streams.streams.push(asked);
-            } else {
-                answers[index] = Some(elsewhere(asked.stream, asked.lane));
-            }
+            parts.entry(asked.lane).or_default().push((index, asked.stream, asked));
         }
-        for (lane, (places, query)) in by_lane {
-            let requests = self.lanes[&lane].serving(lane)?;
-            let (reply, answered) = oneshot::channel();
-            let gone = || Overloaded {
-                reason: format!("the owner of lane {lane} has just stopped"),
-                retry_after: RETRY_AFTER,
-            };
-            requests.send(Request::Positions(query, reply)).await.map_err(|_| gone())?;
-            let given = answered.await.map_err(|_| gone())?;
-            for (place, answer) in places.into_iter().zip(given) {
-                answers[place] = Some(answer);
-            }
-        }
-        Ok(answers.into_iter().flatten().collect())
+        self.ask(parts, |streams, reply| Request::Positions(PositionsQuery { streams }, reply)).await
     }
 
     async fn status(&self) -> serde_json::Value {
         let mut lanes = BTreeMap::new();
-        for (lane, slot) in &self.lanes {
-            let status = match slot.serving(*lane) {
+        for lane in self.lanes.keys() {
+            let status = match self.serving(*lane) {
                 Ok(requests) => {
                     let (reply, answered) = oneshot::channel();
                     let sent = requests.send(Request::Status(reply)).await;
@@ -273,18 +262,14 @@ impl Tier for Root {
     }
 
     fn ready(&self) -> Result<(), String> {
-        let reasons: Vec<String> =
-            self.lanes.iter().filter_map(|(lane, slot)| slot.serving(*lane).err()).map(|why| why.reason).collect();
+        let reasons: Vec<String> = self
+            .lanes
+            .iter()
+            .filter_map(|(lane, slot)| match slot.shown.get() {
+                State::Serving(_) | State::Elsewhere(_) => None,
+                State::Taking(_) | State::Leaving | State::Stopped => Some(self.serving(*lane).err()?.reason),
+            })
+            .collect();
         if reasons.is_empty() { Ok(()) } else { Err(reasons.join("; ")) }
-    }
-}
-
-fn elsewhere(stream: tributary_common::ids::StreamId, lane: LaneId) -> Answer {
-    Answer {
-        stream,
-        next: None,
-        committed: None,
-        owner: None,
-        verdict: Verdict::Wait { reason: format!("lane {lane} belongs to another root") },
     }
 }

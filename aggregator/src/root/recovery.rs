@@ -6,6 +6,7 @@
 //! |---|---|---|
 //! | a directory of a lower epoch | the owner before, dead or about to find out | renamed to the next epoch: everything it has open fails from then on |
 //! | several epoch directories | a birth or rename with an unknown outcome | the highest is the lane; a lower one is reported and left alone |
+//! | `owner/` | the marks of owners ([`super::ownership`]) | the new owner renames the latest to its own |
 //! | an open segment | its writer died | its lease is recovered, its frames are read from where the ledger ends |
 //! | a segment that the ledger doesn't name | made after the last entry | read whole |
 //! | a torn tail | a frame that was never synced | cut off in memory; the file is copied up to it when its hour is sealed |
@@ -32,6 +33,7 @@ use tributary_common::ids::{CategoryName, Epoch, LaneCount, LaneId};
 use super::hours::{JOIN_PREFIX, TEMP_PREFIX};
 use super::ingest::Ingest;
 use super::ledger::{Entry, EntryError, HourKey, HourState, Replayed, SegmentRecord};
+use super::marks::OWNER_DIR;
 use super::segment::Counts;
 use super::sink::{Scan, lanes_dir, read_whole, scan};
 use crate::dfs::{Dfs, DfsError, DfsPath, Guard, recover_until_closed};
@@ -163,7 +165,9 @@ pub fn nonce() -> String {
     format!("{:016x}", rand::rng().random::<u64>())
 }
 
-fn epoch_of(name: &str) -> Option<Epoch> {
+/// The epoch in the name of an owner's directory.
+#[must_use]
+pub fn epoch_of(name: &str) -> Option<Epoch> {
     let (epoch, _nonce) = name.strip_prefix('e')?.split_once('-')?;
     epoch.parse().ok().map(Epoch)
 }
@@ -219,16 +223,51 @@ pub async fn check_base(dfs: &dyn Dfs, lanes: LaneCount) -> Result<(), TakeError
     }
 }
 
+/// A lane's directory that was taken and not read yet.
+pub struct Seized {
+    /// Held as long as the lane is.
+    pub guard: Box<dyn Guard>,
+    /// The lane's directory.
+    pub dir: DfsPath,
+    /// The new epoch.
+    pub epoch: Epoch,
+}
+
 /// Takes a lane and reads back all that is known of it.
 ///
 /// # Errors
 /// When somebody else has it, or what is on the sink can't be understood.
 pub async fn take(dfs: &Arc<dyn Dfs>, lane: LaneId, stream_ttl_ms: i64, now_ms: i64) -> Result<Taken, TakeError> {
+    let seized = seize(dfs, lane).await?;
+    read(dfs, lane, seized, stream_ttl_ms, now_ms).await
+}
+
+/// Takes a lane's directory: from then on the owner before can't do anything under its name for it.
+///
+/// # Errors
+/// When somebody else has it, or the sink is not available; nothing is waited for.
+pub async fn seize(dfs: &Arc<dyn Dfs>, lane: LaneId) -> Result<Seized, TakeError> {
     let lane_dir = lanes_dir().join(lane.to_string());
-    wait_out!(lane, dfs.mkdir_all(&lanes_dir()))?;
-    let guard = dfs.lock(&lane_dir).await.map_err(|error| TakeError::Dfs { lane, error })?;
+    let failed = |error| TakeError::Dfs { lane, error };
+    dfs.mkdir_all(&lanes_dir()).await.map_err(failed)?;
+    let guard = dfs.lock(&lane_dir).await.map_err(failed)?;
     let (dir, epoch) = take_directory(&**dfs, lane, &lane_dir).await?;
     tracing::info!(%lane, %epoch, %dir, "took the lane");
+    Ok(Seized { guard, dir, epoch })
+}
+
+/// Reads back all that is known of a lane.
+///
+/// # Errors
+/// When what is on the sink can't be understood.
+pub async fn read(
+    dfs: &Arc<dyn Dfs>,
+    lane: LaneId,
+    seized: Seized,
+    stream_ttl_ms: i64,
+    now_ms: i64,
+) -> Result<Taken, TakeError> {
+    let Seized { guard, dir, epoch } = seized;
     let replayed = read_ledger(&**dfs, lane, &dir).await?;
     let mut ingest = Ingest::new(stream_ttl_ms);
     for record in replayed.streams.values() {
@@ -247,11 +286,16 @@ pub async fn take(dfs: &Arc<dyn Dfs>, lane: LaneId, stream_ttl_ms: i64, now_ms: 
     })
 }
 
-/// Renames the lane's directory to the next epoch. From then on the owner before can't do anything under its name for it.
+/// Renames the lane's directory to the next epoch.
 async fn take_directory(dfs: &dyn Dfs, lane: LaneId, lane_dir: &DfsPath) -> Result<(DfsPath, Epoch), TakeError> {
     let mine = nonce();
+    let failed = |error| TakeError::Dfs { lane, error };
+    // Whether a rename of mine may have been done or may still be: then only a look tells, however long that takes.
+    let mut unsure = false;
     loop {
-        let epochs = wait_out!(lane, dfs.list(lane_dir))?.map(|entries| {
+        let listed =
+            if unsure { wait_out!(lane, dfs.list(lane_dir))? } else { dfs.list(lane_dir).await.map_err(failed)? };
+        let epochs = listed.map(|entries| {
             let mut epochs: Vec<(Epoch, String)> =
                 entries.into_iter().filter_map(|entry| Some((epoch_of(&entry.name)?, entry.name))).collect();
             epochs.sort();
@@ -268,10 +312,10 @@ async fn take_directory(dfs: &dyn Dfs, lane: LaneId, lane_dir: &DfsPath) -> Resu
             match born.await {
                 Ok(()) => {}
                 Err(DfsError::Exists { .. }) => {
-                    wait_out!(lane, dfs.delete(&prepared))?;
+                    dfs.delete(&prepared).await.map_err(failed)?;
                 }
-                Err(error) if error.is_transient() => tokio::time::sleep(PAUSE).await,
-                Err(error) => return Err(TakeError::Dfs { lane, error }),
+                Err(DfsError::UnknownOutcome { .. }) => tokio::time::sleep(PAUSE).await,
+                Err(error) => return Err(failed(error)),
             }
             continue;
         };
@@ -295,8 +339,13 @@ async fn take_directory(dfs: &dyn Dfs, lane: LaneId, lane_dir: &DfsPath) -> Resu
                     None => tokio::time::sleep(PAUSE).await,
                 }
             }
-            Err(error) if error.is_transient() => tokio::time::sleep(PAUSE).await,
-            Err(error) => return Err(TakeError::Dfs { lane, error }),
+            Err(DfsError::UnknownOutcome { .. }) => {
+                unsure = true;
+                tokio::time::sleep(PAUSE).await;
+            }
+            // Once unsure, an answer that says "not now" is no answer about the rename before.
+            Err(error) if unsure && error.is_transient() => tokio::time::sleep(PAUSE).await,
+            Err(error) => return Err(failed(error)),
         }
     }
 }
@@ -362,7 +411,7 @@ async fn read_segments(
     let mut names: BTreeSet<String> = BTreeSet::new();
     for entry in entries {
         let name = entry.name;
-        if announced.contains(name.as_str()) || Entry::number_of(&name).is_some() {
+        if announced.contains(name.as_str()) || Entry::number_of(&name).is_some() || name == OWNER_DIR {
             continue;
         }
         let path = dir.join(&name);

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
-use tributary_common::bucket::Bucket;
+use tributary_common::bucket::{Bucket, BucketSize};
 use tributary_common::frame::{FrameError, FrameHeader, Peek};
 use tributary_common::ids::{CategoryName, Epoch, LaneCount, LaneId};
 
@@ -115,6 +115,25 @@ pub async fn scan(dfs: &dyn Dfs, path: &DfsPath, from: u64, len: u64) -> Result<
 #[must_use]
 pub fn lanes_dir() -> DfsPath {
     DfsPath::base().join("_tributary/lanes")
+}
+
+/// The directory of the hours that all lanes are asked to seal, an empty directory for each.
+fn wanted_dir() -> DfsPath {
+    DfsPath::base().join("_tributary/hours")
+}
+
+fn wanted_name(key: &HourKey) -> String {
+    format!("{}@{}+{}", key.category, key.bucket.start_s(), key.bucket.size().seconds())
+}
+
+fn wanted_hour(name: &str) -> Option<HourKey> {
+    let (category, bucket) = name.split_once('@')?;
+    let (start, size) = bucket.split_once('+')?;
+    let size = BucketSize::try_from(size.parse::<u32>().ok()?).ok()?;
+    let start_ms = start.parse::<i64>().ok()?.checked_mul(1000)?;
+    let bucket = size.bucket_of_ms(start_ms);
+    (bucket.start_s().checked_mul(1000) == Some(start_ms))
+        .then(|| Some(HourKey { category: category.parse().ok()?, bucket }))?
 }
 
 /// Where an hour's directory stands, visible and hidden, and the directory that holds both.
@@ -405,6 +424,36 @@ impl LaneSink {
         }
     }
 
+    /// Asks the other lanes to seal an hour, also those that have nothing for it. The mark is no data and changes nothing but
+    /// that, so it lies outside of the lane's directory.
+    ///
+    /// # Errors
+    /// When the sink refuses.
+    pub async fn want_hour(&self, key: &HourKey) -> Result<(), DfsError> {
+        if self.lanes.get() == 1 {
+            return Ok(());
+        }
+        let path = wanted_dir().join(wanted_name(key));
+        persist!("ask the other lanes for an hour", self.dfs.mkdir_all(&path).await)
+    }
+
+    /// The hours that some lane has asked for and that are not published as far as lane 0 knows.
+    ///
+    /// # Errors
+    /// When the sink doesn't say.
+    pub async fn wanted_hours(&self) -> Result<Vec<HourKey>, DfsError> {
+        let entries = self.dfs.list(&wanted_dir()).await?.unwrap_or_default();
+        Ok(entries.iter().filter_map(|entry| wanted_hour(&entry.name)).collect())
+    }
+
+    /// Takes the request for an hour back: it is published.
+    ///
+    /// # Errors
+    /// When the sink refuses; it does no harm.
+    pub async fn has_hour(&self, key: &HourKey) -> Result<(), DfsError> {
+        self.dfs.delete(&wanted_dir().join(wanted_name(key))).await
+    }
+
     /// Carries out an announced seal: moves the files into the hour's hidden directory, then the seal itself, and deletes what
     /// went into joins.
     ///
@@ -412,6 +461,7 @@ impl LaneSink {
     /// When a step fails for good.
     pub async fn execute_seal(&self, key: &HourKey, seal: &Seal) -> Result<(), DfsError> {
         let dirs = HourDirs::new(&key.category, key.bucket);
+        self.want_hour(key).await?;
         self.make_hour(&dirs, &dirs.hidden).await?;
         let published = persist!("look for the hour", self.dfs.stat(&dirs.visible).await)?.is_some();
         // An hour is published only when every lane's seal is in it, and the seal goes in last.
@@ -545,5 +595,22 @@ pub async fn read_whole(dfs: &dyn Dfs, path: &DfsPath) -> Result<Bytes, DfsError
     } else {
         let reason = format!("{} of {len} bytes could be read", bytes.len());
         Err(DfsError::Unavailable { call: "read", path: path.clone(), reason })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_for_an_hour_has_a_name_that_reads_back() {
+        for (ms, size) in [(0, BucketSize::HOUR), (-3_600_000, BucketSize::HOUR), (1_795_378_500_000, BucketSize::HOUR)]
+        {
+            let key = HourKey { category: "nginx-access.v2".parse().expect("valid"), bucket: size.bucket_of_ms(ms) };
+            assert_eq!(wanted_hour(&wanted_name(&key)), Some(key));
+        }
+        for foreign in ["", "app", "app@1+3600", "app@0+7", "@0+3600", "app@x+3600"] {
+            assert_eq!(wanted_hour(foreign), None, "{foreign:?}");
+        }
     }
 }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use tributary_common::batch::{Batch, BatchHeader, SliceRef};
 use tributary_common::bucket::BucketSize;
 use tributary_common::frame::{Codec, FrameEncoder, Run, SliceDescriptor};
-use tributary_common::ids::{CategoryName, LaneCount, StreamId};
+use tributary_common::ids::{AgentId, CategoryName, LaneCount, StreamId};
 use tributary_common::messages::StreamQuery;
 use tributary_common::position::{Position, TailHash};
 
@@ -27,16 +27,31 @@ pub(super) struct Log {
     pub(super) base: Position,
     pub(super) text: Vec<u8>,
     pub(super) lines: Vec<(usize, i64)>,
+    pub(super) agent: AgentId,
+    pub(super) lane: LaneId,
 }
 
 impl Log {
     pub(super) fn new(stream: u128, count: usize, start_ms: i64, ms_per_line: i64) -> Self {
-        let mut log = Self { stream: StreamId(stream), base: Position::zero(), text: Vec::new(), lines: Vec::new() };
+        let mut log = Self {
+            stream: StreamId(stream),
+            base: Position::zero(),
+            text: Vec::new(),
+            lines: Vec::new(),
+            agent: "web-1".parse().expect("valid"),
+            lane: LaneId(0),
+        };
         for n in 0..count {
             log.lines.push((log.text.len(), start_ms + n as i64 * ms_per_line));
             log.text.extend_from_slice(format!("stream {stream} line {n:06} {}\n", "x".repeat(n % 17)).as_bytes());
         }
         log
+    }
+
+    /// The same log on another server, in the lane of that.
+    pub(super) fn of(self, agent: &str, lanes: LaneCount) -> Self {
+        let agent: AgentId = agent.parse().expect("valid");
+        Self { lane: agent.lane(lanes), agent, ..self }
     }
 
     pub(super) fn len(&self) -> u64 {
@@ -58,7 +73,7 @@ impl Log {
     /// The batch of lines `from..to`, cut into slices as an agent does.
     pub(super) fn batch(&self, from: usize, to: usize) -> Received {
         let size = BucketSize::try_from(60).expect("valid");
-        let agent: tributary_common::ids::AgentId = "web-1".parse().expect("valid");
+        let agent = self.agent.clone();
         let (start, end) = (self.position(self.line_start(from)), self.position(self.line_start(to)));
         let mut slices: BTreeMap<_, (SliceDescriptor, Vec<u8>)> = BTreeMap::new();
         for n in from..to {
@@ -101,7 +116,7 @@ impl Log {
             body.extend_from_slice(&frame);
         }
         let header = BatchHeader {
-            lane: LaneId(0),
+            lane: self.lane,
             agent,
             category: category(),
             stream: self.stream,
@@ -146,6 +161,12 @@ pub(super) fn settings(recompress_below: u64) -> LaneSettings {
     }
 }
 
+/// The rules of a root that is the only one.
+pub(super) fn alone() -> Rules {
+    let me: NodeName = "root-1".parse().expect("valid");
+    Rules { order: vec![me.clone()], me, takeover_after: Duration::from_secs(6), jitter: Duration::ZERO }
+}
+
 /// A root on a directory of its own; the directory outlives it.
 struct Harness {
     dir: PathBuf,
@@ -158,7 +179,7 @@ impl Harness {
         // What a lane says is shown with the test that fails.
         let _ = tracing_subscriber::fmt().with_test_writer().try_init();
         let dfs: Arc<dyn Dfs> = Arc::new(LocalDfs::open(dir).expect("a directory"));
-        let root = Root { lanes: BTreeMap::from([(LaneId(0), Slot::start(dfs, LaneId(0), settings.clone()))]) };
+        let root = Root::keep(&dfs, &settings, BTreeMap::new(), |_| alone());
         Self { dir: dir.to_owned(), settings, root }
     }
 
