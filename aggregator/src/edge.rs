@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 use tributary_common::http::client::ClientOptions;
 use tributary_common::http::endpoint::Endpoint;
 use tributary_common::http::pool::PoolOptions;
+use tributary_common::ids::LaneCount;
 use tributary_common::messages::{Answer, PositionsQuery};
 use tributary_common::topology::rendezvous;
 
@@ -52,6 +53,8 @@ pub struct EdgeOptions {
     pub forward: ForwardLimits,
     /// Timeouts towards the parent tier.
     pub client: ClientOptions,
+    /// How many lanes there are.
+    pub lanes: LaneCount,
     /// Where to: lane n goes by route n modulo their number; each has its nodes in order of preference.
     pub routes: Vec<Vec<Endpoint>>,
 }
@@ -87,6 +90,7 @@ impl EdgeOptions {
                 request_timeout: forward.request_timeout,
                 max_idle_connections: ForwardLimits::default().requests_in_flight + 1,
             },
+            lanes: topology.lanes(),
             routes,
         }
     }

@@ -9,6 +9,10 @@
 //!
 //! Bodies other than batches are JSON. A request that can't be served as a whole gets an HTTP status and a
 //! [`Problem`]: 4xx is final for exactly this request, 429 and 503 come with `Retry-After`.
+//!
+//! 307 with `Location` comes from a root: another one owns the lane, and the same request goes there, at the same path. Who
+//! sends remembers that for the lane, and follows only to nodes that it knows. 503 with [`SIBLING_HEADER`] comes from a node
+//! that is being emptied: any other node of its tier is better, at once.
 
 use std::collections::BTreeMap;
 
@@ -29,6 +33,10 @@ pub const CATEGORIES_PATH: &str = "/v1/categories";
 pub const STATUS_PATH: &str = "/v1/status";
 /// The content type of a body of batches; the version of the protocol is part of it.
 pub const BATCHES_CONTENT_TYPE: &str = "application/vnd.tributary.batches.v1";
+
+/// With a 503: the node is being emptied before it stops; go to another one of its tier, and count no failure. Its value is
+/// `sibling`.
+pub const SIBLING_HEADER: &str = "tributary-go";
 
 /// What became of a batch, or what is known of a stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -53,6 +53,9 @@ const MAX_ENDED: usize = 100_000;
 /// Most questions to the parent tier at a time on behalf of senders.
 const MAX_QUESTIONS: usize = 64;
 
+/// So many redirects are followed with one question.
+const MAX_QUESTION_HOPS: usize = 3;
+
 /// Most streams that the status names.
 const SHOWN_STREAMS: usize = 20;
 
@@ -86,6 +89,13 @@ struct Keep {
     pieces: Vec<Piece>,
 }
 
+/// What a question to the tier above came to.
+struct Asked {
+    route: usize,
+    node: usize,
+    failure: Option<Failure>,
+}
+
 enum Sent {
     Answered { batches: u64, bytes: u64, answers: Vec<Answer> },
     Failed(Failed),
@@ -105,7 +115,7 @@ pub(super) struct Core {
     group: Option<(JoinHandle<Written>, Vec<Decided>)>,
     last_group: Option<Instant>,
     requests: JoinSet<(RequestId, Sent)>,
-    questions: JoinSet<()>,
+    questions: JoinSet<Vec<Asked>>,
     keeping: JoinSet<(Keep, bool)>,
     keep_again: Vec<(Instant, Keep)>,
     next_tick: Instant,
@@ -124,10 +134,9 @@ impl Core {
         shown: Arc<Mutex<Shown>>,
         lock: Option<File>,
     ) -> Self {
-        let nodes: Vec<usize> = options.routes.iter().map(Vec::len).collect();
-        let mut forwarder = Forwarder::new(options.forward, &nodes);
+        let mut forwarder = Forwarder::new(options.forward, &options.routes);
         for (id, stream) in spool.streams() {
-            forwarder.notice(id, stream.lane, &spool);
+            forwarder.notice(id, stream.agent.lane(options.lanes), &spool);
         }
         let now = Instant::now();
         Self {
@@ -182,7 +191,11 @@ impl Core {
                     let (id, sent) = join(done);
                     self.sent(id, sent, Instant::now());
                 }
-                Some(_) = self.questions.join_next() => {}
+                Some(done) = self.questions.join_next() => {
+                    for Asked { route, node, failure } in join(done) {
+                        self.forwarder.asked(Instant::now(), route, node, failure.as_ref(), rand::random());
+                    }
+                }
                 Some(done) = self.keeping.join_next() => {
                     let (keep, kept) = join(done);
                     self.kept(keep, kept, Instant::now());
@@ -292,7 +305,7 @@ impl Core {
             };
             for (id, _) in &one.outcomes {
                 if let Some(stream) = self.spool.stream(*id) {
-                    self.forwarder.notice(*id, stream.lane, &self.spool);
+                    self.forwarder.notice(*id, stream.agent.lane(self.options.lanes), &self.spool);
                 }
             }
             // Whoever gave up waiting asks again.
@@ -362,15 +375,26 @@ impl Core {
         let asks = unknown.into_iter().map(|(route, asked)| {
             let chosen = self.forwarder.node(route, now);
             let way = chosen.map(|(node, reconnect)| self.way(route, node, reconnect));
-            ask_above(Arc::clone(&self.client), way, asked)
+            ask_above(
+                Arc::clone(&self.client),
+                way,
+                chosen.map(|(node, _)| node),
+                self.options.routes[route].clone(),
+                asked,
+            )
         });
         let asks: Vec<_> = asks.collect();
         self.questions.spawn(async move {
-            for (index, answer) in join_all(asks).await.into_iter().flatten() {
-                answers[index] = Some(answer);
+            let mut hops = Vec::new();
+            for (given, asked) in join_all(asks).await {
+                hops.extend(asked);
+                for (index, answer) in given {
+                    answers[index] = Some(answer);
+                }
             }
             // Whoever gave up waiting asks again.
             let _ = reply.send(Ok(answers.into_iter().flatten().collect()));
+            hops
         });
     }
 
@@ -402,7 +426,7 @@ impl Core {
                     let streams = streams.into_iter().filter_map(|(id, committed)| {
                         let stream = self.spool.stream(id)?;
                         Some(StreamQuery {
-                            lane: stream.lane,
+                            lane: stream.agent.lane(self.options.lanes),
                             agent: stream.agent.clone(),
                             category: stream.category.clone(),
                             stream: id,
@@ -433,10 +457,14 @@ impl Core {
                 let kind = match &failed.failure {
                     Failure::Trouble(Trouble::Broken) => ForwardError::Broken,
                     Failure::Trouble(Trouble::Busy(_)) => ForwardError::Busy,
+                    Failure::Moved(_) | Failure::Declined(_) => ForwardError::Elsewhere,
                     Failure::Rejected { .. } => ForwardError::Rejected,
                 };
                 self.metrics.forward_failed(kind);
                 match kind {
+                    ForwardError::Elsewhere => {
+                        tracing::info!(error = %failed, "the tier above sends us to another node")
+                    }
                     ForwardError::Busy => tracing::debug!(error = %failed, "the tier above has no room now"),
                     ForwardError::Broken => tracing::warn!(error = %failed, "a request to the tier above failed"),
                     ForwardError::Rejected => tracing::error!(error = %failed, "the tier above rejected a request"),
@@ -636,12 +664,34 @@ async fn group_done(group: &mut Option<(JoinHandle<Written>, Vec<Decided>)>) -> 
 }
 
 /// Asks the tier above about streams of which there is no run here.
-async fn ask_above(client: Arc<Client>, way: Option<Way>, asked: Vec<(usize, StreamQuery)>) -> Vec<(usize, Answer)> {
+async fn ask_above(
+    client: Arc<Client>,
+    mut way: Option<Way>,
+    mut node: Option<usize>,
+    nodes: Vec<Endpoint>,
+    asked: Vec<(usize, StreamQuery)>,
+) -> (Vec<(usize, Answer)>, Vec<Asked>) {
     let (indexes, streams): (Vec<usize>, Vec<StreamQuery>) = asked.into_iter().unzip();
     let query = PositionsQuery { streams };
-    let answered = match &way {
-        Some(way) => client.positions(way, &query).await.map_err(|failed| failed.to_string()),
-        None => Err("the last requests to it failed; the next one waits a little".into()),
+    let mut hops = Vec::new();
+    let answered = loop {
+        let (Some(to), Some(index)) = (&way, node) else {
+            break Err("the last requests to it failed; the next one waits a little".into());
+        };
+        let answered = client.positions(to, &query).await;
+        let failure = answered.as_ref().err().map(|failed| failed.failure.clone());
+        let next = match &failure {
+            Some(Failure::Moved(owner)) => nodes.iter().position(|known| known == owner),
+            _ => None,
+        };
+        hops.push(Asked { route: to.route, node: index, failure });
+        match next {
+            Some(next) if hops.len() <= MAX_QUESTION_HOPS => {
+                way = Some(Way { route: to.route, node: nodes[next].clone(), reconnect: false });
+                node = Some(next);
+            }
+            _ => break answered.map_err(|failed| failed.to_string()),
+        }
     };
     let reason = match answered {
         Ok(answers)
@@ -649,7 +699,7 @@ async fn ask_above(client: Arc<Client>, way: Option<Way>, asked: Vec<(usize, Str
         {
             // What is beyond `committed` would have to be here before a sender may go on behind it.
             let answers = answers.into_iter().map(|answer| Answer { next: answer.committed, ..answer });
-            return indexes.into_iter().zip(answers).collect();
+            return (indexes.into_iter().zip(answers).collect(), hops);
         }
         Ok(_) => "its answers are not to what was asked".into(),
         Err(error) => error,
@@ -662,7 +712,7 @@ async fn ask_above(client: Arc<Client>, way: Option<Way>, asked: Vec<(usize, Str
         owner: None,
         verdict: Verdict::Wait { reason: reason.clone() },
     };
-    indexes.into_iter().zip(query.streams.iter().map(wait)).collect()
+    (indexes.into_iter().zip(query.streams.iter().map(wait)).collect(), hops)
 }
 
 async fn send_batches(client: &Client, way: &Way, reads: Vec<(StreamId, Position, Place, Piece)>) -> Sent {

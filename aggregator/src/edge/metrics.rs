@@ -79,6 +79,8 @@ pub(super) enum ForwardError {
     Broken,
     /// 429 or 503.
     Busy,
+    /// Another node is the right one, or a better one.
+    Elsewhere,
     /// Refused as a whole.
     Rejected,
 }

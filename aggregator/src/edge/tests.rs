@@ -10,6 +10,7 @@ use tributary_common::position::Position;
 use super::*;
 use crate::spool::run::{Entry, Offer, Place, Run};
 use crate::testing::{Served, at, batch, body, content, offer, position, post, serve_on, serve_tier};
+use crate::tier::Elsewhere;
 
 const S: StreamId = StreamId(7);
 
@@ -30,6 +31,7 @@ struct ParentState {
     /// What every batch is answered.
     says: Option<Verdict>,
     full: bool,
+    elsewhere: Option<Elsewhere>,
 }
 
 impl Parent {
@@ -64,20 +66,26 @@ impl Tier for Parent {
             if state.full {
                 return Err(Overloaded::new("full", Duration::from_secs(1)));
             }
+            if let Some(elsewhere) = &state.elsewhere {
+                return Err(Overloaded::go("not here", Duration::from_secs(1), elsewhere.clone()));
+            }
             Ok(batches.iter().map(|one| state.take(one)).collect())
         })
     }
 
     async fn positions(&self, query: PositionsQuery) -> Result<Vec<Answer>, Overloaded> {
-        Ok(self.with(|state| {
+        self.with(|state| {
+            if let Some(elsewhere) = &state.elsewhere {
+                return Err(Overloaded::go("not here", Duration::from_secs(1), elsewhere.clone()));
+            }
             let answer = |asked: &tributary_common::messages::StreamQuery| match state.runs.get(&asked.stream) {
                 Some(run) => answer(asked.stream, run, Verdict::Ok),
                 None => {
                     Answer { stream: asked.stream, next: None, committed: None, owner: None, verdict: Verdict::Unknown }
                 }
             };
-            query.streams.iter().map(answer).collect()
-        }))
+            Ok(query.streams.iter().map(answer).collect())
+        })
     }
 
     async fn status(&self) -> serde_json::Value {
@@ -121,9 +129,11 @@ impl ParentState {
     }
 }
 
-/// An address on which nobody listens, and somebody may later.
+/// An address on which nobody listens, and somebody may later: of this machine, and no other test's.
 async fn free_address() -> SocketAddr {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    static NEXT: std::sync::atomic::AtomicU8 = std::sync::atomic::AtomicU8::new(2);
+    let own = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let listener = tokio::net::TcpListener::bind(([127, 0, 0, own], 0)).await.expect("a port");
     listener.local_addr().expect("an address")
 }
 
@@ -156,6 +166,7 @@ impl Running {
                 request_timeout: Duration::from_secs(10),
                 max_idle_connections: 4,
             },
+            lanes: LaneCount::ONE,
             routes: vec![
                 parents.iter().map(|address| Endpoint::at(&address.to_string()).expect("an address")).collect(),
             ],
@@ -303,6 +314,35 @@ async fn another_parent_takes_over_when_one_is_gone_or_full() {
     offer(edge.address(), &batches(300, 500, 300)).await;
     until("the first has the rest", || async { edge.committed(S).await == 500 }).await;
     assert_eq!(first.stored(S), content(S, 300, 500));
+}
+
+#[tokio::test]
+async fn batches_and_questions_follow_a_lane_to_the_node_that_owns_it() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (wrong, owner) = (Parent::committing(), Parent::committing());
+    let (wrong_served, owner_served) = (serve_tier(wrong.clone()).await, serve_tier(owner.clone()).await);
+    let to = |address: SocketAddr| Some(Elsewhere::Node(Endpoint::at(&address.to_string()).expect("an address")));
+    wrong.with(|state| state.elsewhere = to(owner_served.address));
+    let edge = Running::start(dir.path(), &[wrong_served.address, owner_served.address]).await;
+    let asked = position(edge.address(), StreamId(99)).await;
+    assert_eq!(asked.verdict, Verdict::Unknown, "the question was answered by the owner");
+    offer(edge.address(), &batches(0, 300, 0)).await;
+    until("the owner has all", || async { edge.committed(S).await == 300 }).await;
+    // The lane moves back.
+    wrong.with(|state| state.elsewhere = None);
+    owner.with(|state| state.elsewhere = to(wrong_served.address));
+    offer(edge.address(), &batches(300, 500, 300)).await;
+    until("the new owner has the rest", || async { edge.committed(S).await == 500 }).await;
+    assert_eq!(owner.stored(S), content(S, 0, 300));
+    assert_eq!(wrong.stored(S), content(S, 300, 500));
+}
+
+#[tokio::test]
+async fn a_question_alone_finds_the_parent_that_lives() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (away, above) = (free_address().await, serve_tier(Parent::committing()).await);
+    let edge = Running::start(dir.path(), &[away, above.address]).await;
+    until("the living one is asked", || async { position(edge.address(), S).await.verdict == Verdict::Unknown }).await;
 }
 
 #[tokio::test]

@@ -7,15 +7,15 @@ use std::sync::Mutex;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::header::CONTENT_TYPE;
-use http::{HeaderValue, StatusCode};
+use http::header::{CONTENT_TYPE, LOCATION};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use hyper::body::{Body, Frame, SizeHint};
 use tributary_common::http::backoff::retry_after;
 use tributary_common::http::client::{ClientOptions, build};
 use tributary_common::http::endpoint::Endpoint;
 use tributary_common::http::pool::Trouble;
 use tributary_common::messages::{
-    Answer, Answers, BATCHES_CONTENT_TYPE, BATCHES_PATH, POSITIONS_PATH, PositionsQuery, Problem,
+    Answer, Answers, BATCHES_CONTENT_TYPE, BATCHES_PATH, POSITIONS_PATH, PositionsQuery, Problem, SIBLING_HEADER,
 };
 
 use super::state::Failure;
@@ -112,6 +112,8 @@ impl Client {
         let mut response = sent.map_err(|error| broken(causes(&error)))?;
         let status = response.status();
         let after = retry_after(response.headers());
+        let sibling = response.headers().contains_key(SIBLING_HEADER);
+        let moved = moved_to(status, response.headers(), path);
         let mut body = Vec::new();
         while let Some(piece) = response.chunk().await.map_err(|error| broken(causes(&error)))? {
             if body.len() + piece.len() > MAX_RESPONSE_BYTES {
@@ -127,13 +129,22 @@ impl Client {
         let said = serde_json::from_slice::<Problem>(&body).map(|problem| problem.error);
         let said = said.unwrap_or_else(|_| String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned());
         let failure = match status {
+            StatusCode::SERVICE_UNAVAILABLE if sibling => Failure::Declined(after),
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => Failure::Trouble(Trouble::Busy(after)),
             // Final for exactly these bytes. Other statuses speak of the node, not of the batches.
             StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE => Failure::Rejected { error: said.clone() },
-            _ => Failure::Trouble(Trouble::Broken),
+            _ => moved.map_or(Failure::Trouble(Trouble::Broken), Failure::Moved),
         };
         Err(Failed { url: url.clone(), error: format!("status {}: {said}", status.as_u16()), failure })
     }
+}
+
+/// Where a redirect points to: a node, at the same path.
+fn moved_to(status: StatusCode, headers: &HeaderMap, path: &str) -> Option<Endpoint> {
+    if status != StatusCode::TEMPORARY_REDIRECT {
+        return None;
+    }
+    headers.get(LOCATION)?.to_str().ok()?.strip_suffix(path)?.parse().ok()
 }
 
 /// The error with all that lies behind it: the outermost one alone says only that sending failed.

@@ -10,6 +10,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use tributary_common::http::backoff::BackoffLimits;
+use tributary_common::http::endpoint::Endpoint;
 use tributary_common::http::pool::{Choice, EndpointPool, PoolOptions, Trouble};
 use tributary_common::ids::{LaneId, StreamId};
 use tributary_common::limits::{MAX_BATCHES_PER_REQUEST, MAX_STREAMS_PER_QUERY};
@@ -112,6 +113,10 @@ pub struct Outgoing {
 pub enum Failure {
     /// The way up is in trouble.
     Trouble(Trouble),
+    /// The node says which one owns the lane.
+    Moved(Endpoint),
+    /// The node is being emptied, and any other one is better; when to come again if there is none.
+    Declined(Option<Duration>),
     /// A 4xx that is final for exactly this request.
     Rejected {
         /// What the parent said.
@@ -176,6 +181,7 @@ struct Flow {
 }
 
 struct Route {
+    nodes: Vec<Endpoint>,
     pool: EndpointPool,
     /// Until when the pool pauses, as it said last.
     paused: Option<Instant>,
@@ -219,13 +225,30 @@ impl Route {
     }
 }
 
+impl Route {
+    /// What a request without answers says about the node that it went to.
+    fn went_wrong(&mut self, now: Instant, node: usize, failure: &Failure, random: u64) {
+        match failure {
+            Failure::Trouble(trouble) => self.pool.fails(now, node, *trouble, random),
+            Failure::Declined(asked) => self.pool.declined(now, node, *asked, random),
+            Failure::Moved(to) => match self.nodes.iter().position(|known| known == to) {
+                Some(to) => self.pool.redirected(now, node, to, random),
+                // Its topology is another one than ours: nobody is believed about nodes that are not in ours.
+                None => self.pool.fails(now, node, Trouble::Broken, random),
+            },
+            Failure::Rejected { .. } => self.pool.works(node),
+        }
+    }
+}
+
 impl Forwarder {
-    /// A forwarder over routes with so many nodes each. Lane n goes by route n modulo their number: one route for all
+    /// A forwarder over routes with their nodes in order of preference. Lane n goes by route n modulo their number: one route for all
     /// lanes, or one for each.
     #[must_use]
-    pub fn new(limits: ForwardLimits, nodes_of_routes: &[usize]) -> Self {
-        let routes = nodes_of_routes.iter().map(|&nodes| Route {
-            pool: EndpointPool::new(nodes, limits.pool),
+    pub fn new(limits: ForwardLimits, routes: &[Vec<Endpoint>]) -> Self {
+        let routes = routes.iter().map(|nodes| Route {
+            nodes: nodes.clone(),
+            pool: EndpointPool::new(nodes.len(), limits.pool),
             paused: None,
             queue: VecDeque::new(),
             under_way: 0,
@@ -586,12 +609,12 @@ impl Forwarder {
         let Some(pending) = self.finish(id) else { return Vec::new() };
         let mut effects = Vec::new();
         match failure {
-            Failure::Trouble(trouble) => {
-                self.routes[pending.route].pool.fails(now, pending.node, *trouble, random);
+            Failure::Trouble(_) | Failure::Moved(_) | Failure::Declined(_) => {
+                self.routes[pending.route].went_wrong(now, pending.node, failure, random);
                 self.requeue(pending.ask, runs);
             }
             Failure::Rejected { error } => {
-                self.routes[pending.route].pool.works(pending.node);
+                self.routes[pending.route].went_wrong(now, pending.node, failure, random);
                 match pending.ask {
                     Ask::Batches(parts) => match parts.as_slice() {
                         [Part { stream, places, .. }] if places.len() == 1 => effects.push(Effect::Ended {
@@ -612,6 +635,15 @@ impl Forwarder {
             }
         }
         effects
+    }
+
+    /// A question that was asked beside the requests went to `node` of `route`, and came to this.
+    pub fn asked(&mut self, now: Instant, route: usize, node: usize, failure: Option<&Failure>, random: u64) {
+        let way = &mut self.routes[route];
+        match failure {
+            Some(failure) => way.went_wrong(now, node, failure, random),
+            None => way.pool.works(node),
+        }
     }
 
     /// A request was not made after all, for a reason that lies here.

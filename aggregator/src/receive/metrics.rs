@@ -35,6 +35,8 @@ pub enum Reject {
     Busy,
     /// No room for more data now.
     Full,
+    /// Another node is the right one, or a better one.
+    Elsewhere,
     /// A bug in this node.
     Internal,
 }

@@ -10,7 +10,12 @@
 //! | bytes that are no batch, cut off, corrupt, that contradict themselves | 400, naming the batch and the reason |
 //! | more bytes in flight than this node has memory for | 429 with `Retry-After` |
 //! | the tier has no room | 503 with `Retry-After` |
-//! | category, lane or bucket size are not those of the topology | verdict `refused`, for that batch only |
+//! | another root owns the lane | 307 with its address in `Location` |
+//! | the node is being emptied | 503 with `Retry-After` and `Tributary-Go: sibling` |
+//! | category or bucket size are not those of the topology | verdict `refused`, for that batch only |
+//!
+//! The lane is that of the batch's agent by this node's topology, whatever the sender wrote: the number of lanes may have
+//! changed while the batch lay in a spool.
 //!
 //! A 4xx other than 429 is final for exactly these bytes. Whatever gets a status other than 200 changed nothing, with
 //! one exception that is harmless: of a request that got 503, batches may have been taken.
@@ -21,7 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Body;
@@ -32,11 +37,11 @@ use tributary_common::http::body::BodyError;
 use tributary_common::limits::{MAX_BATCHES_PER_REQUEST, MAX_STREAMS_PER_QUERY};
 use tributary_common::messages::{
     Answer, Answers, BATCHES_CONTENT_TYPE, BATCHES_PATH, CATEGORIES_PATH, Categories, POSITIONS_PATH, PositionsQuery,
-    Problem, STATUS_PATH, Verdict,
+    Problem, SIBLING_HEADER, STATUS_PATH, Verdict,
 };
 
 pub use self::metrics::{ReceiveMetrics, Reject};
-use crate::tier::{Overloaded, Received, Tier};
+use crate::tier::{Elsewhere, Overloaded, Received, Tier};
 
 /// Most bytes of a positions query: room for [`MAX_STREAMS_PER_QUERY`] streams with the longest names.
 const MAX_QUERY_BYTES: u64 = 8 << 20;
@@ -79,22 +84,23 @@ struct Rejected {
     why: Reject,
     error: String,
     retry_after: Option<Duration>,
+    elsewhere: Option<Elsewhere>,
 }
 
 impl Rejected {
     fn new(status: StatusCode, why: Reject, error: impl Into<String>) -> Self {
-        Self { status, why, error: error.into(), retry_after: None }
+        Self { status, why, error: error.into(), retry_after: None, elsewhere: None }
     }
 }
 
 impl From<Overloaded> for Rejected {
     fn from(full: Overloaded) -> Self {
-        Self {
-            status: StatusCode::SERVICE_UNAVAILABLE,
-            why: Reject::Full,
-            error: full.reason,
-            retry_after: Some(full.retry_after),
-        }
+        let (status, why) = match full.elsewhere {
+            Some(Elsewhere::Node(_)) => (StatusCode::TEMPORARY_REDIRECT, Reject::Elsewhere),
+            Some(Elsewhere::Sibling) => (StatusCode::SERVICE_UNAVAILABLE, Reject::Elsewhere),
+            None => (StatusCode::SERVICE_UNAVAILABLE, Reject::Full),
+        };
+        Self { status, why, error: full.reason, retry_after: Some(full.retry_after), elsewhere: full.elsewhere }
     }
 }
 
@@ -156,6 +162,18 @@ impl<T: Tier> Receiver<T> {
             let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds.max(1)));
         }
+        match &rejected.elsewhere {
+            Some(Elsewhere::Node(node)) => {
+                // An endpoint and a path of ours have no byte that a header could not have.
+                if let Ok(location) = HeaderValue::try_from(node.url(path)) {
+                    response.headers_mut().insert(LOCATION, location);
+                }
+            }
+            Some(Elsewhere::Sibling) => {
+                response.headers_mut().insert(SIBLING_HEADER, HeaderValue::from_static("sibling"));
+            }
+            None => {}
+        }
         response
     }
 
@@ -181,7 +199,7 @@ impl<T: Tier> Receiver<T> {
     {
         check_content_type(request.headers(), "application/json")?;
         let (body, _memory) = self.read_body(request, MAX_QUERY_BYTES.min(self.limits.max_request_bytes)).await?;
-        let query: PositionsQuery = serde_json::from_slice(&body).map_err(|error| {
+        let mut query: PositionsQuery = serde_json::from_slice(&body).map_err(|error| {
             Rejected::new(
                 StatusCode::BAD_REQUEST,
                 Reject::BadQuery,
@@ -197,6 +215,9 @@ impl<T: Tier> Receiver<T> {
                     query.streams.len()
                 ),
             ));
+        }
+        for asked in &mut query.streams {
+            asked.lane = asked.agent.lane(self.categories.lanes);
         }
         let answers = self.tier.positions(query).await?;
         Ok(json(StatusCode::OK, &Answers { answers }))
@@ -230,6 +251,7 @@ impl<T: Tier> Receiver<T> {
                 self.limits.max_in_flight_bytes
             ),
             retry_after: Some(BUSY_RETRY_AFTER),
+            elsewhere: None,
         })?;
         let mut body = request.into_body();
         // An announced length is not yet a sent one: memory grows with what comes.
@@ -290,6 +312,7 @@ impl<T: Tier> Receiver<T> {
             }
             let frames = batch.verify().map_err(bad)?;
             batch.header.received_ms.get_or_insert(now_ms);
+            batch.header.lane = batch.header.agent.lane(self.categories.lanes);
             received.push(Received { batch, frames });
         }
         if received.is_empty() {
@@ -343,15 +366,6 @@ impl<T: Tier> Receiver<T> {
                 header.category
             ));
         };
-        let lane = header.agent.lane(self.categories.lanes);
-        if header.lane != lane {
-            return Some(format!(
-                "the agent {} belongs to lane {lane} of {}, the batch says {}: the agent has an old number of lanes, restart it",
-                header.agent,
-                self.categories.lanes.get(),
-                header.lane
-            ));
-        }
         let other = header.slices.iter().find(|slice| slice.bucket.size() != settings.bucket_s)?;
         Some(format!(
             "the buckets of the category {} have {} s, the batch's {} s: the agent has old settings, restart it",

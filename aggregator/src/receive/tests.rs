@@ -6,6 +6,7 @@ use rand::{Rng, SeedableRng};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
+use tributary_common::http::endpoint::Endpoint;
 use tributary_common::ids::{LaneId, StreamId};
 
 use super::*;
@@ -18,6 +19,7 @@ const S: StreamId = StreamId(7);
 struct Taker {
     taken: Mutex<Vec<(u64, Option<i64>)>>,
     full: bool,
+    elsewhere: Option<Elsewhere>,
     hold: Option<Arc<Notify>>,
 }
 
@@ -30,6 +32,10 @@ impl Tier for Taker {
         if self.full {
             return Err(Overloaded::new("the spool is full", Duration::from_millis(2500)));
         }
+        if let Some(elsewhere) = &self.elsewhere {
+            return Err(Overloaded::go("not here", Duration::from_secs(1), elsewhere.clone()));
+        }
+        assert!(batches.iter().all(|one| one.batch.header.lane == LaneId(0)), "a lane that there is");
         let mut taken = self.taken.lock().expect("no panic");
         Ok(batches
             .into_iter()
@@ -170,10 +176,37 @@ async fn a_batch_over_the_bound_is_refused_also_in_a_request_within_it() {
 }
 
 #[tokio::test]
+async fn a_batch_of_an_old_number_of_lanes_is_taken_into_its_new_lane() {
+    let (tier, served) = taker().await;
+    let mut old = batch(S, 0, 100, 0);
+    old.header.lane = LaneId(9);
+    assert_eq!(offer(served.address, &[old]).await[0].verdict, Verdict::Ok);
+    assert_eq!(taken(&tier), [0]);
+}
+
+#[tokio::test]
+async fn who_asks_the_wrong_node_is_told_the_right_one() {
+    let owner = Endpoint::at("root-2:7700").expect("valid");
+    for (elsewhere, status, header, value) in [
+        (Elsewhere::Node(owner), 307, "location", "http://root-2:7700/v1/batches"),
+        (Elsewhere::Sibling, 503, "tributary-go", "sibling"),
+    ] {
+        let tier = Arc::new(Taker { elsewhere: Some(elsewhere), ..Taker::default() });
+        let served = serve_tier(tier).await;
+        let client = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none());
+        let url = format!("http://{}{BATCHES_PATH}", served.address);
+        let request = client.build().expect("a client").post(url).header("content-type", BATCHES_CONTENT_TYPE);
+        let response = request.body(body(&[batch(S, 0, 100, 0)])).send().await.expect("answers");
+        assert_eq!(response.status(), status);
+        assert_eq!(response.headers()[header], value);
+        assert_eq!(response.headers()["retry-after"], "1");
+        assert_eq!(served.metrics.rejections(Reject::Elsewhere), 1);
+    }
+}
+
+#[tokio::test]
 async fn a_batch_that_contradicts_the_topology_is_refused_and_the_others_are_taken() {
     let (tier, served) = taker().await;
-    let mut lane = batch(S, 0, 100, 0);
-    lane.header.lane = LaneId(9);
     let rewritten = |change: &dyn Fn(&mut tributary_common::frame::FrameHeader)| {
         let mut changed = batch(S, 0, 100, 0);
         let mut frame = changed.verify().expect("good").remove(0);
@@ -189,11 +222,11 @@ async fn a_batch_that_contradicts_the_topology_is_refused_and_the_others_are_tak
     let unknown = rewritten(&|frame| frame.category = "other".parse().expect("valid"));
     let minute = tributary_common::bucket::BucketSize::try_from(60).expect("valid");
     let size = rewritten(&|frame| frame.bucket = minute.bucket_of_ms(0));
-    let answers = offer(served.address, &[batch(S, 0, 100, 0), lane, unknown, size, batch(S, 100, 200, 0)]).await;
+    let answers = offer(served.address, &[batch(S, 0, 100, 0), unknown, size, batch(S, 100, 200, 0)]).await;
     let refused: Vec<bool> = answers.iter().map(|answer| matches!(answer.verdict, Verdict::Refused { .. })).collect();
-    assert_eq!(refused, [false, true, true, true, false]);
+    assert_eq!(refused, [false, true, true, false]);
     assert_eq!(taken(&tier), [0, 100]);
-    assert_eq!(served.metrics.rejections(Reject::Topology), 3);
+    assert_eq!(served.metrics.rejections(Reject::Topology), 2);
 }
 
 #[tokio::test]

@@ -13,6 +13,9 @@ pub enum Trouble {
     Busy(Option<Duration>),
 }
 
+/// So many redirects in a row are followed before a pause.
+const MAX_HOPS: u32 = 4;
+
 /// How a pool behaves.
 #[derive(Debug, Clone, Copy)]
 pub struct PoolOptions {
@@ -66,6 +69,8 @@ pub struct EndpointPool {
     busy: u32,
     /// Servers tried without success since one worked, the current one not included.
     tried: usize,
+    /// Redirects followed since a server worked.
+    hops: u32,
     /// When the connection was made that is in use; `None` before the first one and after a change.
     connected: Option<Instant>,
 }
@@ -87,12 +92,14 @@ impl EndpointPool {
             paused_until: None,
             busy: 0,
             tried: 0,
+            hops: 0,
             connected: None,
         }
     }
 
     /// Where to send now. `may_move`: whether a change of server or connection that isn't forced is all right; it isn't
-    /// while much is uncommitted, since all of that would be sent again.
+    /// while much is uncommitted, since all of that would be sent again. Who is never at such a point moves all the same when
+    /// twice the time has passed.
     ///
     /// The caller who is told to `Send` does so: a `reconnect` is said once.
     pub fn choose(&mut self, now: Instant, may_move: bool) -> Choice {
@@ -102,11 +109,14 @@ impl EndpointPool {
             }
             self.paused_until = None;
         }
-        let due = |since: Instant, after: Duration| now.saturating_duration_since(since) >= after;
-        if may_move && self.left_preferred.is_some_and(|left| due(left, self.options.return_after)) {
+        let due = |since: Instant, after: Duration| {
+            let since = now.saturating_duration_since(since);
+            since >= if may_move { after } else { 2 * after }
+        };
+        if self.left_preferred.is_some_and(|left| due(left, self.options.return_after)) {
             self.go_to(0, now);
         }
-        let too_old = may_move && self.connected.is_some_and(|since| due(since, self.options.max_connection_age));
+        let too_old = self.connected.is_some_and(|since| due(since, self.options.max_connection_age));
         let reconnect = too_old || self.connected.is_none();
         if reconnect {
             self.connected = Some(now);
@@ -121,6 +131,7 @@ impl EndpointPool {
             self.paused_until = None;
             self.busy = 0;
             self.tried = 0;
+            self.hops = 0;
         }
     }
 
@@ -150,6 +161,35 @@ impl EndpointPool {
         if self.tried >= self.servers {
             self.tried = 0;
             self.paused_until = Some(now + self.backoff.fail(random, None));
+        }
+        self.go_to((self.current + 1) % self.servers, now);
+    }
+
+    /// `from` said that `to` is the one to ask. It knows; so that one is asked as long as it works, whatever is preferred.
+    /// `random` as for [`Self::fails`].
+    pub fn redirected(&mut self, now: Instant, from: usize, to: usize, random: u64) {
+        if from != self.current || to >= self.servers {
+            return;
+        }
+        self.hops += 1;
+        if self.hops > MAX_HOPS {
+            // They point at each other: each believes that the other one has it, which passes.
+            self.hops = 0;
+            self.paused_until = Some(now + self.backoff.fail(random, None));
+        }
+        self.go_to(to, now);
+        self.left_preferred = None;
+    }
+
+    /// `server` lives and asks for being left, because it is about to stop: no failure. When all do, there is a pause.
+    pub fn declined(&mut self, now: Instant, server: usize, asked: Option<Duration>, random: u64) {
+        if server != self.current {
+            return;
+        }
+        self.tried += 1;
+        if self.tried >= self.servers {
+            self.tried = 0;
+            self.paused_until = Some(now + self.backoff.fail(random, asked));
         }
         self.go_to((self.current + 1) % self.servers, now);
     }
@@ -221,6 +261,60 @@ mod tests {
         pool.fails(now, 0, Trouble::Broken, u64::MAX);
         assert!(matches!(pool.choose(now, true), Choice::WaitUntil(_)));
         assert!(matches!(pool.choose(now + OPTIONS.backoff.initial, true), Choice::Send { server: 0, .. }));
+    }
+
+    #[test]
+    fn a_redirect_is_followed_remembered_and_not_left_for_the_preferred_one() {
+        let now = Instant::now();
+        let mut pool = EndpointPool::new(3, OPTIONS);
+        pool.choose(now, true);
+        pool.redirected(now, 0, 2, 0);
+        assert_eq!(pool.choose(now, true), send(2, true));
+        pool.works(2);
+        let later = now + 2 * OPTIONS.return_after;
+        assert_eq!(pool.choose(later, true), send(2, false));
+        pool.fails(later, 2, Trouble::Broken, 0);
+        assert_eq!(pool.choose(later, true), send(0, true), "the others are tried when it breaks");
+    }
+
+    #[test]
+    fn redirects_in_a_circle_end_in_a_pause() {
+        let now = Instant::now();
+        let mut pool = EndpointPool::new(2, OPTIONS);
+        let mut hops = 0;
+        while let Choice::Send { server, .. } = pool.choose(now, true) {
+            pool.redirected(now, server, 1 - server, 0);
+            hops += 1;
+            assert!(hops < 100, "it goes on for ever");
+        }
+        assert_eq!(hops, MAX_HOPS + 1);
+    }
+
+    #[test]
+    fn a_server_that_asks_for_being_left_is_left_at_once_without_a_failure() {
+        let now = Instant::now();
+        let mut pool = EndpointPool::new(2, OPTIONS);
+        pool.choose(now, true);
+        pool.declined(now, 0, Some(Duration::from_secs(1)), 0);
+        assert_eq!(pool.choose(now, true), send(1, true));
+        assert_eq!(pool.failures(), 0);
+        pool.declined(now, 1, Some(Duration::from_secs(1)), 0);
+        assert!(matches!(pool.choose(now, true), Choice::WaitUntil(_)), "both do: a pause");
+    }
+
+    #[test]
+    fn who_never_rests_moves_after_twice_the_time() {
+        let now = Instant::now();
+        let mut pool = EndpointPool::new(2, OPTIONS);
+        pool.choose(now, false);
+        assert_eq!(pool.choose(now + OPTIONS.max_connection_age, false), send(0, false));
+        assert_eq!(pool.choose(now + 2 * OPTIONS.max_connection_age, false), send(0, true));
+        let mut pool = EndpointPool::new(2, OPTIONS);
+        pool.choose(now, false);
+        pool.fails(now, 0, Trouble::Broken, 0);
+        pool.choose(now, false);
+        assert_eq!(pool.choose(now + OPTIONS.return_after, false), send(1, false));
+        assert_eq!(pool.choose(now + 2 * OPTIONS.return_after, false), send(0, true));
     }
 
     #[test]

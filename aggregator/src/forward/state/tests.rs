@@ -61,7 +61,11 @@ impl Held {
 }
 
 fn forwarder(nodes: usize) -> Forwarder {
-    Forwarder::new(ForwardLimits { request_bytes: 250, ..ForwardLimits::default() }, &[nodes])
+    Forwarder::new(ForwardLimits { request_bytes: 250, ..ForwardLimits::default() }, &[endpoints(nodes)])
+}
+
+fn endpoints(nodes: usize) -> Vec<Endpoint> {
+    (0..nodes).map(|node| Endpoint::at(&format!("node-{node}:1")).expect("valid")).collect()
 }
 
 fn answer(next: Option<u64>, committed: Option<u64>, verdict: Verdict) -> Answer {
@@ -421,4 +425,76 @@ run.commit(at(sink[id].min(run.next().offset)));
             }
         }
     }
+}
+
+#[test]
+fn a_redirect_is_followed_and_remembered_for_the_lane_only() {
+    let mut held = Held::default();
+    let other = StreamId(2);
+    let mut forwarder = Forwarder::new(ForwardLimits::default(), &[endpoints(3), endpoints(3)]);
+    held.offer(S, 0, 100, 0);
+    held.offer(other, 0, 100, 0);
+    forwarder.notice(S, LaneId(0), &held);
+    forwarder.notice(other, LaneId(1), &held);
+    let now = Instant::now();
+    let first = forwarder.next_request(now, &held).expect("there is something to send");
+    let second = forwarder.next_request(now, &held).expect("there is something to send");
+    assert_eq!((first.route, first.node, second.route, second.node), (0, 0, 1, 0));
+    let moved = Failure::Moved(endpoints(3)[2].clone());
+    assert_eq!(forwarder.failed(now, first.id, &moved, &held, 0), []);
+    let again = forwarder.next_request(now, &held).expect("the same again");
+    assert_eq!((again.route, again.node, &again.ask), (0, 2, &first.ask));
+    forwarder.answered(now, again.id, &[answer(Some(100), Some(0), Verdict::Ok)], &held, 0);
+    held.offer(S, 100, 200, 0);
+    forwarder.notice(S, LaneId(0), &held);
+    let much_later = now + Duration::from_secs(86_400);
+    let next = std::iter::from_fn(|| forwarder.next_request(much_later, &held));
+    let nodes: Vec<_> = next.map(|outgoing| (outgoing.route, outgoing.node)).collect();
+    assert!(nodes.contains(&(0, 2)), "{nodes:?}");
+    assert_eq!(forwarder.health().map(|(node, failures)| (node, failures)).collect::<Vec<_>>(), [(2, 0), (0, 0)]);
+}
+
+#[test]
+fn a_redirect_to_a_node_that_is_not_in_the_topology_is_not_followed() {
+    let mut held = Held::default();
+    let mut forwarder = forwarder(2);
+    held.offer(S, 0, 100, 0);
+    forwarder.notice(S, LaneId(0), &held);
+    let now = Instant::now();
+    let first = forwarder.next_request(now, &held).expect("there is something to send");
+    let moved = Failure::Moved(Endpoint::at("evil.example:1").expect("valid"));
+    forwarder.failed(now, first.id, &moved, &held, 0);
+    assert_eq!(forwarder.next_request(now, &held).expect("the other one is tried").node, 1);
+}
+
+#[test]
+fn a_node_that_is_being_emptied_is_left_at_once_and_without_a_failure() {
+    let mut held = Held::default();
+    let mut forwarder = forwarder(2);
+    held.offer(S, 0, 100, 0);
+    forwarder.notice(S, LaneId(0), &held);
+    let now = Instant::now();
+    let first = forwarder.next_request(now, &held).expect("there is something to send");
+    forwarder.failed(now, first.id, &Failure::Declined(Some(Duration::from_secs(5))), &held, 0);
+    assert_eq!(forwarder.next_request(now, &held).expect("the other one is asked at once").node, 1);
+    assert_eq!(forwarder.health().next(), Some((1, 0)));
+}
+
+#[test]
+fn connections_are_made_anew_when_they_are_old_also_when_there_is_always_something_to_send() {
+    let mut held = Held::default();
+    let limits = ForwardLimits { request_bytes: 100, ..ForwardLimits::default() };
+    let age = limits.pool.max_connection_age;
+    let mut forwarder = Forwarder::new(limits, &[endpoints(1)]);
+    for stream in 1..=2 {
+        held.offer(StreamId(stream), 0, 100, 0);
+        forwarder.notice(StreamId(stream), LaneId(0), &held);
+    }
+    let now = Instant::now();
+    let reconnects = |forwarder: &mut Forwarder, at: Instant, held: &Held| {
+        forwarder.next_request(at, held).expect("there is something to send").reconnect
+    };
+    assert!(reconnects(&mut forwarder, now, &held), "the first one connects");
+    // The first request is under way all the while.
+    assert!(reconnects(&mut forwarder, now + 2 * age, &held));
 }
