@@ -463,7 +463,7 @@ impl Core {
                 self.metrics.forward_failed(kind);
                 match kind {
                     ForwardError::Elsewhere => {
-                        tracing::info!(error = %failed, "the tier above sends us to another node")
+                        tracing::info!(error = %failed, "the tier above sends us to another node");
                     }
                     ForwardError::Busy => tracing::debug!(error = %failed, "the tier above has no room now"),
                     ForwardError::Broken => tracing::warn!(error = %failed, "a request to the tier above failed"),

@@ -133,7 +133,7 @@ impl ParentState {
 async fn free_address() -> SocketAddr {
     static NEXT: std::sync::atomic::AtomicU8 = std::sync::atomic::AtomicU8::new(2);
     let own = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    let listener = tokio::net::TcpListener::bind(([127, 0, 0, own], 0)).await.expect("a port");
+    let listener = tokio::net::TcpListener::bind(SocketAddr::from(([127, 0, 0, own], 0))).await.expect("a port");
     listener.local_addr().expect("an address")
 }
 
