@@ -10,15 +10,20 @@ use clap::{Parser, Subcommand};
 use serde_json::Value;
 use tributary_common::config::ConfigErrors;
 use tributary_common::exit::Exit;
-use tributary_common::messages::STATUS_PATH;
+use tributary_common::messages::{DRAIN_PATH, STATUS_PATH};
 use tributary_common::telemetry;
 use tributary_common::topology::Topology;
 
 use crate::config::NodeConfig;
+use crate::node::RunError;
+use crate::root::recovery::TakeError;
 use crate::{inspect, node};
 
 /// How long the running node is waited for.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often a node that is being emptied is looked at.
+const DRAIN_LOOK: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Parser)]
 #[command(
@@ -63,6 +68,16 @@ enum Command {
         /// As JSON, for programs.
         #[arg(long)]
         json: bool,
+    },
+    /// Empty the node that runs here, and end it: for maintenance.
+    ///
+    /// An edge takes nothing new, sends its children to its siblings, and ends when all that it holds is committed. A root commits,
+    /// closes its files, and leaves its lanes to the other roots. Returns when the node has ended.
+    #[command(after_help = "Example:\n  tributary-aggregator drain --config /etc/tributary/aggregator.toml")]
+    Drain {
+        /// This node's own configuration, which says where it listens.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
     },
     /// Work with topology files.
     #[command(subcommand)]
@@ -127,12 +142,18 @@ fn execute(command: Command) -> anyhow::Result<Exit> {
             telemetry::init(config.log)?;
             let runtime = tokio::runtime::Runtime::new().context("can't start the runtime")?;
             let ended = runtime.block_on(node::run(config));
+            // Another try with the same topology would end the same way.
+            let misconfigured = matches!(ended, Err(RunError::Base(TakeError::LaneCount { .. })));
             if let Err(error) = &ended {
                 tracing::error!(error = %error, "the node can't run");
             }
             // A read or write that hangs in the operating system must not keep the process.
             runtime.shutdown_background();
-            Ok(if ended.is_ok() { Exit::Done } else { Exit::Failed })
+            Ok(match ended {
+                Ok(()) => Exit::Done,
+                Err(_) if misconfigured => Exit::Config,
+                Err(_) => Exit::Failed,
+            })
         }
         Command::Check { config } => {
             let config = NodeConfig::load(&config)?;
@@ -158,6 +179,12 @@ fn execute(command: Command) -> anyhow::Result<Exit> {
             } else {
                 show(&mut stdout, &status, 0)?;
             }
+            Ok(Exit::Done)
+        }
+        Command::Drain { config } => {
+            let config = NodeConfig::load(&config)?;
+            blocking(drain(reachable(config.listen)))??;
+            writeln!(io::stdout(), "{} is empty and has ended", config.name)?;
             Ok(Exit::Done)
         }
         Command::Topology(TopologyCommand::Check { file }) => {
@@ -192,6 +219,27 @@ async fn ask_status(address: SocketAddr) -> anyhow::Result<Value> {
     let client = reqwest::Client::builder().no_proxy().timeout(STATUS_TIMEOUT).build()?;
     let asked = async { client.get(&url).send().await?.error_for_status()?.json().await };
     asked.await.with_context(|| format!("can't ask the node at {url}; is it running?"))
+}
+
+/// Tells a node to empty itself, shows what it still holds, and returns when nobody answers there any more.
+async fn drain(address: SocketAddr) -> anyhow::Result<()> {
+    let url = format!("http://{address}{DRAIN_PATH}");
+    let client = reqwest::Client::builder().no_proxy().timeout(STATUS_TIMEOUT).build()?;
+    let asked = async { client.post(&url).send().await?.error_for_status() };
+    asked.await.with_context(|| format!("can't ask the node at {url}; is it running?"))?;
+    let mut shown = None;
+    loop {
+        let status: Value = match client.get(format!("http://{address}{STATUS_PATH}")).send().await {
+            Ok(response) => response.json().await.unwrap_or_default(),
+            Err(error) if error.is_timeout() => continue,
+            Err(_) => return Ok(()),
+        };
+        let left = status["spool"]["batches"].as_u64();
+        if let Some(left) = left.filter(|left| shown.replace(*left) != Some(*left)) {
+            writeln!(io::stdout(), "{left} batches are not committed yet")?;
+        }
+        tokio::time::sleep(DRAIN_LOOK).await;
+    }
 }
 
 /// Writes a JSON value as indented lines for people.

@@ -210,6 +210,15 @@ impl Edge {
         }
     }
 
+    /// Takes nothing new from now on, forwards what it has, and returns when all of that is committed.
+    pub async fn drain(&self) {
+        let (reply, empty) = oneshot::channel();
+        if self.messages.send(Message::Drain { reply }).await.is_ok() {
+            // An error means that the task is gone already.
+            let _ = empty.await;
+        }
+    }
+
     async fn ask<R>(
         &self,
         message: impl FnOnce(oneshot::Sender<Result<R, Overloaded>>) -> Message,

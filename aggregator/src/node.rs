@@ -1,18 +1,23 @@
 //! A running node: the HTTP server in front, and behind it an edge or a root, as the topology has it.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 use tributary_common::http::body::BodyPace;
 use tributary_common::http::ops::Ops;
-use tributary_common::http::server::{Drained, ServerLimits, ServerMetrics, serve};
+use tributary_common::http::server::{Drained, Peer, ServerLimits, ServerMetrics, serve};
 use tributary_common::ids::LaneId;
+use tributary_common::messages::DRAIN_PATH;
 use tributary_common::shutdown::on_signal;
 use tributary_common::telemetry::{Metrics, notify_ready, notify_stopping, start_watchdog};
 
@@ -23,6 +28,7 @@ use crate::edge::{Edge, EdgeMetrics, EdgeOptions, Folders, StartError};
 use crate::receive::{ReceiveLimits, ReceiveMetrics, Receiver, wall_clock_ms};
 use crate::root::Root;
 use crate::root::metrics::LaneMetrics;
+use crate::root::recovery::{TakeError, check_base};
 use crate::tier::Tier;
 
 /// How long a client may not take its answer.
@@ -52,6 +58,9 @@ pub enum RunError {
     /// The sink can't be opened.
     #[error(transparent)]
     Sink(#[from] OpenError),
+    /// The sink is not what the topology says.
+    #[error(transparent)]
+    Base(#[from] TakeError),
     /// The sink is not fit for use.
     #[error(transparent)]
     Probe(#[from] ProbeError),
@@ -104,7 +113,12 @@ pub async fn run(config: NodeConfig) -> Result<(), RunError> {
         wall_clock_ms,
         received,
     ));
-    let ops = Ops::new(Arc::new(metrics), move || tier.ready());
+    let drain = CancellationToken::new();
+    let ops = {
+        let drain = drain.clone();
+        let ready = move || if drain.is_cancelled() { Err("this node is being emptied".into()) } else { tier.ready() };
+        Ops::new(Arc::new(metrics), ready)
+    };
     let server_limits = ServerLimits {
         max_connections: limits.max_connections as usize,
         header_timeout: limits.header_timeout,
@@ -123,9 +137,25 @@ pub async fn run(config: NodeConfig) -> Result<(), RunError> {
         stopping.cancelled().await;
         notify_stopping();
     });
+    let behind = Arc::new(behind);
+    {
+        let (drain, behind, shutdown) = (drain.clone(), Arc::clone(&behind), shutdown.clone());
+        tokio::spawn(async move {
+            drain.cancelled().await;
+            match &*behind {
+                Behind::Edge(edge) => edge.drain().await,
+                Behind::Root(root) => root.drain().await,
+            }
+            tracing::info!("this node is empty; ending");
+            shutdown.cancel();
+        });
+    }
     let drained = serve(listener, server_limits, served, shutdown, move |request| {
-        let (receiver, ops) = (Arc::clone(&receiver), ops.clone());
+        let (receiver, ops, drain) = (Arc::clone(&receiver), ops.clone(), drain.clone());
         async move {
+            if request.uri().path() == DRAIN_PATH {
+                return begin_drain(&request, address.ip(), &drain);
+            }
             match ops.answer(request.method(), request.uri().path()) {
                 Some(answer) => answer,
                 None => receiver.handle(request).await,
@@ -137,7 +167,7 @@ pub async fn run(config: NodeConfig) -> Result<(), RunError> {
         tracing::warn!(connections, "requests were cut off at the end of drain_timeout; their senders send them again");
     }
     let stop = async {
-        match behind {
+        match &*behind {
             Behind::Edge(edge) => edge.stop().await,
             Behind::Root(root) => root.drain().await,
         }
@@ -147,6 +177,28 @@ pub async fn run(config: NodeConfig) -> Result<(), RunError> {
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Only who is on this machine may empty it: there is no other proof yet of who asks.
+fn begin_drain<B>(request: &Request<B>, own: IpAddr, drain: &CancellationToken) -> Response<Full<Bytes>> {
+    let answer = |status: StatusCode, error: &str| {
+        let text = serde_json::json!({ "error": error }).to_string();
+        let mut response = Response::new(Full::new(Bytes::from(text)));
+        *response.status_mut() = status;
+        response
+    };
+    if request.method() != Method::POST {
+        return answer(StatusCode::METHOD_NOT_ALLOWED, "this path takes POST only");
+    }
+    match request.extensions().get::<Peer>() {
+        Some(Peer(peer)) if peer.ip().to_canonical().is_loopback() || peer.ip() == own => {
+            drain.cancel();
+            let mut response = Response::new(Full::new(Bytes::from_static(b"{}")));
+            *response.status_mut() = StatusCode::ACCEPTED;
+            response
+        }
+        _ => answer(StatusCode::FORBIDDEN, "a node is drained from its own machine: tributary-aggregator drain"),
+    }
 }
 
 async fn start_root(config: &NodeConfig, metrics: &mut Metrics) -> Result<Root, RunError> {
@@ -170,6 +222,12 @@ async fn start_root(config: &NodeConfig, metrics: &mut Metrics) -> Result<Root, 
         // The lanes try again and again, and say so.
         Err(error) if error.transient => tracing::warn!(%error, "the sink can't be probed now; going on without"),
         Err(error) => return Err(error.into()),
+    }
+    let patience = sink.call_timeout;
+    match tokio::time::timeout(patience, check_base(&*dfs, config.topology.lanes())).await {
+        Ok(checked) => checked?,
+        // It is looked at again before a lane is taken.
+        Err(_) => tracing::warn!("the sink doesn't say now for how many lanes it was made; going on without"),
     }
     let root = Root::start(&dfs, &config.topology, &config.name);
     let lanes = root.metrics().map(|(lane, metrics)| (lane, metrics.clone())).collect();

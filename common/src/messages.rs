@@ -6,6 +6,7 @@
 //! | `POST /v1/positions` | [`PositionsQuery`] | [`Answers`], one per stream, in order |
 //! | `GET /v1/categories` | | [`Categories`] |
 //! | `GET /v1/status` | | what the node's `status` command shows |
+//! | `POST /v1/drain`, from the node's own machine | | 202; the node empties itself and ends |
 //!
 //! Bodies other than batches are JSON. A request that can't be served as a whole gets an HTTP status and a
 //! [`Problem`]: 4xx is final for exactly this request, 429 and 503 come with `Retry-After`.
@@ -31,6 +32,8 @@ pub const POSITIONS_PATH: &str = "/v1/positions";
 pub const CATEGORIES_PATH: &str = "/v1/categories";
 /// Where an operator asks an aggregator how it is.
 pub const STATUS_PATH: &str = "/v1/status";
+/// Where an operator tells an aggregator to empty itself and end.
+pub const DRAIN_PATH: &str = "/v1/drain";
 /// The content type of a body of batches; the version of the protocol is part of it.
 pub const BATCHES_CONTENT_TYPE: &str = "application/vnd.tributary.batches.v1";
 

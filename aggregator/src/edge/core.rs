@@ -24,13 +24,16 @@ use crate::receive::wall_clock_ms;
 use crate::setaside::{Piece, SetAside};
 use crate::spool::run::{Entry, Offer, Place};
 use crate::spool::{GroupError, ReadError, Spool, Written, read_batch};
-use crate::tier::{Overloaded, Received};
+use crate::tier::{Elsewhere, Overloaded, Received};
 
 /// What was offered is put into one group up to this size.
 const GROUP_BYTES: u64 = 32 << 20;
 
 /// When a sender may come again after a write to the spool failed or found no room.
 const NO_ROOM_RETRY_AFTER: Duration = Duration::from_secs(5);
+
+/// When a sender that knows no other node may come again to one that is being emptied.
+const DRAIN_RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// Files that nobody needs wait so long for a group that comes anyway, and for the next attempt if they can't be deleted.
 const GARBAGE_PAUSE: Duration = Duration::from_secs(1);
@@ -62,6 +65,7 @@ const SHOWN_STREAMS: usize = 20;
 pub(super) enum Message {
     Offer { batches: Vec<Received>, reply: oneshot::Sender<Result<Vec<Answer>, Overloaded>> },
     Positions { query: PositionsQuery, reply: oneshot::Sender<Result<Vec<Answer>, Overloaded>> },
+    Drain { reply: oneshot::Sender<()> },
     Stop { reply: oneshot::Sender<()> },
 }
 
@@ -121,6 +125,8 @@ pub(super) struct Core {
     next_tick: Instant,
     next_sweep: Instant,
     trouble: Option<String>,
+    /// Who waits until it is empty; nothing new is taken.
+    draining: Option<Vec<oneshot::Sender<()>>>,
     _lock: Option<File>,
 }
 
@@ -158,6 +164,7 @@ impl Core {
             next_tick: now,
             next_sweep: now,
             trouble: None,
+            draining: None,
             _lock: lock,
         }
     }
@@ -216,6 +223,15 @@ impl Core {
 
     fn hear(&mut self, message: Message, now: Instant) {
         match message {
+            Message::Offer { reply, .. } if self.draining.is_some() => {
+                // Whoever gave up waiting asks another one.
+                let _ = reply.send(Err(being_emptied()));
+            }
+            Message::Drain { reply } => {
+                tracing::info!(batches = self.spool.entries(), "this node is being emptied");
+                self.draining.get_or_insert_default().push(reply);
+                self.look_whether_empty();
+            }
             Message::Offer { batches, reply } => self.waiting.push_back(Offered { batches, reply }),
             Message::Positions { query, reply } => self.positions(query, reply, now),
             Message::Stop { .. } => {}
@@ -361,6 +377,11 @@ impl Core {
                 answers.push(None);
                 unknown.entry(self.forwarder.route_of(asked.lane)).or_default().push((index, asked));
             }
+        }
+        if self.draining.is_some() && !unknown.is_empty() {
+            // Whoever gave up waiting asks another one.
+            let _ = reply.send(Err(being_emptied()));
+            return;
         }
         if unknown.is_empty() {
             // Whoever gave up waiting asks again.
@@ -573,6 +594,19 @@ impl Core {
         }
         self.show();
         self.trouble = None;
+        self.look_whether_empty();
+    }
+
+    /// Tells those who wait for it that nothing is left here that anybody needs.
+    fn look_whether_empty(&mut self) {
+        let busy = self.group.is_some() || !self.waiting.is_empty() || !self.keeping.is_empty();
+        if busy || !self.keep_again.is_empty() || self.spool.entries() > 0 {
+            return;
+        }
+        for waiting in self.draining.iter_mut().flat_map(std::mem::take) {
+            // It may have given up.
+            let _ = waiting.send(());
+        }
     }
 
     fn sweep(&mut self, now: Instant) {
@@ -645,10 +679,15 @@ impl Core {
             "requests_under_way": self.forwarder.under_way(),
             "set_aside": { "bytes": self.set_aside.bytes(), "waiting": self.keep_again.len() + self.keeping.len() },
             "trouble": self.trouble,
+            "draining": self.draining.is_some(),
         });
         let mut shown = self.shown.lock().expect("nothing panics while the lock is held");
         *shown = Shown { status, trouble: self.trouble.clone() };
     }
+}
+
+fn being_emptied() -> Overloaded {
+    Overloaded::go("this node is being emptied", DRAIN_RETRY_AFTER, Elsewhere::Sibling)
 }
 
 /// A task of ours that panicked is a bug which must not be mistaken for an outcome: it goes on in the task that waits.

@@ -346,6 +346,32 @@ async fn a_question_alone_finds_the_parent_that_lives() {
 }
 
 #[tokio::test]
+async fn a_node_that_is_drained_sends_its_children_to_a_sibling_and_ends_when_all_is_committed() {
+    let (root, spools) = (Parent::default(), [tempfile::tempdir(), tempfile::tempdir(), tempfile::tempdir()]);
+    let [first, second, below] = spools.map(|dir| dir.expect("a directory"));
+    let above = serve_tier(root.clone()).await;
+    let drained = Running::start(first.path(), &[above.address]).await;
+    let sibling = Running::start(second.path(), &[above.address]).await;
+    let child = Running::start(below.path(), &[drained.address(), sibling.address()]).await;
+    offer(child.address(), &batches(0, 300, 0)).await;
+    until("it is on its way", || async { root.stored(S).len() == 300 }).await;
+    let drain = tokio::spawn({
+        let edge = drained.edge.clone();
+        async move { edge.drain().await }
+    });
+    until("it says so", || async { drained.edge.status().await["draining"] == true }).await;
+    offer(child.address(), &batches(300, 500, 0)).await;
+    until("the sibling has the rest", || async { root.stored(S).len() == 500 }).await;
+    assert!(!drain.is_finished(), "nothing is committed yet");
+    let parents = child.edge.status().await["parents"][0].clone();
+    assert_eq!(parents["failures"], 0, "{parents}");
+    root.commit();
+    drain.await.expect("it is empty");
+    until("all is committed", || async { child.committed(S).await == 500 }).await;
+    assert_eq!(root.stored(S), content(S, 0, 500));
+}
+
+#[tokio::test]
 async fn a_full_parent_is_waited_for() {
     let dir = tempfile::tempdir().expect("a directory");
     let parent = Parent::committing();

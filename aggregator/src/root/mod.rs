@@ -167,7 +167,10 @@ impl Root {
             State::Serving(requests) => return Ok(requests),
             State::Taking(None) => format!("lane {lane} is being recovered"),
             State::Taking(Some(why)) => why,
-            State::Leaving => format!("lane {lane} is being given up here"),
+            State::Leaving | State::Stopped => {
+                let reason = format!("lane {lane} is being given up here");
+                return Err(Overloaded::go(reason, RETRY_AFTER, Elsewhere::Sibling));
+            }
             State::Elsewhere(Some(owner)) => {
                 let reason = format!("{owner} owns lane {lane}");
                 return Err(match self.nodes.get(&owner) {
@@ -176,7 +179,6 @@ impl Root {
                 });
             }
             State::Elsewhere(None) => format!("another root is taking lane {lane}"),
-            State::Stopped => "this root is stopping".to_owned(),
         };
         Err(Overloaded::new(reason, RETRY_AFTER))
     }

@@ -11,6 +11,7 @@
 //! A handler that panics is answered for with 500, counted and logged; the server goes on.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,6 +63,10 @@ pub struct ServerLimits {
     /// For what is in flight at a stop.
     pub drain_timeout: Duration,
 }
+
+/// Who is at the other end of a request's connection: an extension of every request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer(pub SocketAddr);
 
 /// What the server counts.
 #[derive(Debug, Clone, Default)]
@@ -130,8 +135,8 @@ where
             () = shutdown.cancelled() => break,
             accepted = listener.accept() => accepted,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match accepted {
+            Ok((stream, peer)) => (stream, Peer(peer)),
             Err(error) => {
                 metrics.accept_errors.inc();
                 tracing::warn!(%error, "no connection could be accepted");
@@ -158,7 +163,8 @@ where
         let service = {
             let (handler, metrics) = (Arc::clone(&handler), metrics.clone());
             service_fn(move |request: Request<hyper::body::Incoming>| {
-                let request = request.map(|body| TimedBody::new(body, limits.body));
+                let mut request = request.map(|body| TimedBody::new(body, limits.body));
+                request.extensions_mut().insert(peer);
                 let (handler, metrics) = (Arc::clone(&handler), metrics.clone());
                 async move { Ok::<_, Infallible>(guarded(&*handler, request, &metrics).await) }
             })
