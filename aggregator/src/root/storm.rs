@@ -323,7 +323,7 @@ async fn storm(seed: u64) -> Told {
             }
         }
         while lines(&cluster).len() < senders.len() * LINES {
-            tokio::time::sleep(Duration::from_secs(1)).await;
+            tokio::time::sleep(Duration::from_secs(10)).await;
         }
         let at_home = |seats: &[Seat]| {
             let serving = serving(seats);
@@ -333,7 +333,7 @@ async fn storm(seed: u64) -> Told {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
     };
-    if tokio::time::timeout(Duration::from_secs(1_800), quiet).await.is_err() {
+    if tokio::time::timeout(Duration::from_secs(1_000), quiet).await.is_err() {
         let positions: Vec<_> =
             senders.iter().map(|sender| (sender.next, sender.committed.offset, sender.log.len())).collect();
         let mut status = Vec::new();

@@ -565,3 +565,51 @@ async fn a_second_owner_on_the_same_machine_is_kept_out_while_the_first_lives() 
     let error = recovery::take(&dfs, LaneId(0), i64::MAX, 0).await.err().expect("locked");
     assert!(error.to_string().contains("another process has it"), "{error}");
 }
+
+#[tokio::test]
+async fn an_hour_is_published_when_lanes_without_data_have_sealed_it_too() {
+    let dir = tempdir();
+    let lanes = LaneCount::try_from(3).expect("valid");
+    let root = Harness::start(dir.path(), LaneSettings { lanes, ..settings(0) });
+    root.ready().await;
+    let log = Log::new(1, 100, 0, 1).of("web-1", lanes);
+    assert_eq!(root.offer(log.batch(0, 100)).await.verdict, Verdict::Ok);
+    root.published(1).await;
+    until(async || root.lines().len() >= 100).await;
+    assert_eq!(root.lines(), sorted(&[&log]));
+    let wanted = dir.path().join("_tributary/hours");
+    let oldest = || std::fs::read_dir(&wanted).expect("there").flatten().map(|entry| entry.file_name()).min();
+    until(async || oldest().is_none_or(|name| !name.to_string_lossy().starts_with("app@0+"))).await;
+}
+
+#[tokio::test]
+async fn a_root_that_is_stopped_leaves_its_lanes_to_another_one_at_once() {
+    let dir = tempdir();
+    let lanes = LaneCount::try_from(2).expect("valid");
+    let names: Vec<NodeName> = ["root-1", "root-2"].map(|name| name.parse().expect("valid")).to_vec();
+    let settings = LaneSettings { lanes, ..settings(0) };
+    let start = |me: &NodeName| {
+        let dfs: Arc<dyn Dfs> = Arc::new(LocalDfs::open(dir.path()).expect("a directory"));
+        let nodes = names.iter().map(|name| (name.clone(), Endpoint::at(&format!("{name}:1")).expect("valid")));
+        let rules = |lane: LaneId| Rules {
+            me: me.clone(),
+            // Each prefers one lane.
+            order: if lane == LaneId(0) { names.clone() } else { names.iter().rev().cloned().collect() },
+            // Longer than the test: only a goodbye can move a lane.
+            takeover_after: Duration::from_secs(3600),
+            jitter: Duration::ZERO,
+        };
+        Root::keep(&dfs, &settings, nodes.collect(), rules)
+    };
+    let (first, second) = (start(&names[0]), start(&names[1]));
+    let serves = |root: &Root, lane: u16| root.serving(LaneId(lane)).is_ok();
+    until(async || serves(&first, 0) && serves(&second, 1)).await;
+    until(async || {
+        let elsewhere = first.serving(LaneId(1)).err().and_then(|why| why.elsewhere);
+        elsewhere == Some(Elsewhere::Node(Endpoint::at("root-2:1").expect("valid")))
+    })
+    .await;
+    first.drain().await;
+    until(async || serves(&second, 0) && serves(&second, 1)).await;
+    assert!(matches!(first.serving(LaneId(0)), Err(Overloaded { elsewhere: Some(Elsewhere::Sibling), .. })));
+}
