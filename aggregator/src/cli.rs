@@ -10,13 +10,16 @@ use clap::{Parser, Subcommand};
 use serde_json::Value;
 use tributary_common::config::ConfigErrors;
 use tributary_common::exit::Exit;
+use tributary_common::ids::LaneCount;
 use tributary_common::messages::{DRAIN_PATH, STATUS_PATH};
 use tributary_common::telemetry;
 use tributary_common::topology::Topology;
 
 use crate::config::NodeConfig;
 use crate::node::RunError;
+use crate::root::lane::LaneSettings;
 use crate::root::recovery::TakeError;
+use crate::root::relane::change_lanes;
 use crate::{inspect, node};
 
 /// How long the running node is waited for.
@@ -79,6 +82,9 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
+    /// Work with the lanes of the sink.
+    #[command(subcommand)]
+    Lanes(LanesCommand),
     /// Work with topology files.
     #[command(subcommand)]
     Topology(TopologyCommand),
@@ -88,6 +94,26 @@ enum Command {
             tributary-aggregator inspect hdfs://nn1:8020/logs/nginx-access/dt=2026-11-22/hr=20/part-0.gz"
     )]
     Inspect(inspect::Options),
+}
+
+#[derive(Debug, Subcommand)]
+enum LanesCommand {
+    /// Change how many lanes the sink has, as when roots are added.
+    ///
+    /// Stop all roots first; then write the new number into the topology of all nodes, and start the roots. No agent or edge has
+    /// to be stopped: they wait. It can be interrupted at any point, and goes on when it is run again.
+    #[command(
+        after_help = "Example:\n  tributary-aggregator drain --config /etc/tributary/aggregator.toml   # on every root\n  \
+            tributary-aggregator lanes set 4 --config /etc/tributary/aggregator.toml"
+    )]
+    Set {
+        /// The new number.
+        #[arg(value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+        lanes: u16,
+        /// The configuration of a root: its topology says where the sink is.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -185,6 +211,25 @@ fn execute(command: Command) -> anyhow::Result<Exit> {
             let config = NodeConfig::load(&config)?;
             blocking(drain(reachable(config.listen)))??;
             writeln!(io::stdout(), "{} is empty and has ended", config.name)?;
+            Ok(Exit::Done)
+        }
+        Command::Lanes(LanesCommand::Set { lanes, config }) => {
+            let config = NodeConfig::load(&config)?;
+            telemetry::init(config.log)?;
+            let to = LaneCount::try_from(lanes).map_err(anyhow::Error::msg)?;
+            let changed = blocking(async {
+                let dfs = node::open_sink(&config).await?;
+                anyhow::Ok(change_lanes(&dfs, &LaneSettings::of(&config.topology), to).await?)
+            })??;
+            let mut stdout = io::stdout().lock();
+            if changed.from == changed.to {
+                writeln!(stdout, "the sink has {to} lanes; nothing was to be changed")?;
+            } else {
+                writeln!(stdout, "the sink had {} lanes and has {to}", changed.from)?;
+            }
+            if config.topology.lanes() != to {
+                writeln!(stdout, "now write lanes = {to} into the topology of every node, and start the roots")?;
+            }
             Ok(Exit::Done)
         }
         Command::Topology(TopologyCommand::Check { file }) => {
@@ -285,7 +330,7 @@ mod tests {
         let mut cli = Cli::command();
         cli.clone().debug_assert();
         fn examples(command: &mut clap::Command) {
-            if command.get_name() != "topology" && command.get_name() != "help" {
+            if !["topology", "lanes"].contains(&command.get_name()) && command.get_name() != "help" {
                 let help = command.render_long_help().to_string();
                 assert!(help.contains("Example"), "{} --help has no example", command.get_name());
             }

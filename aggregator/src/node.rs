@@ -23,7 +23,7 @@ use tributary_common::telemetry::{Metrics, notify_ready, notify_stopping, start_
 
 use crate::config::NodeConfig;
 use crate::dfs::probe::{ProbeError, probe};
-use crate::dfs::{CreateOptions, DfsOptions, OpenError, open_dfs};
+use crate::dfs::{CreateOptions, Dfs, DfsOptions, OpenError, open_dfs};
 use crate::edge::{Edge, EdgeMetrics, EdgeOptions, Folders, StartError};
 use crate::receive::{ReceiveLimits, ReceiveMetrics, Receiver, wall_clock_ms};
 use crate::root::Root;
@@ -201,10 +201,14 @@ fn begin_drain<B>(request: &Request<B>, own: IpAddr, drain: &CancellationToken) 
     }
 }
 
-async fn start_root(config: &NodeConfig, metrics: &mut Metrics) -> Result<Root, RunError> {
+/// Opens the sink of a node's topology.
+///
+/// # Errors
+/// When its URI or its settings are wrong.
+pub async fn open_sink(config: &NodeConfig) -> Result<Arc<dyn Dfs>, OpenError> {
     let sink = config.topology.sink();
     let text = |path: &Option<std::path::PathBuf>| path.as_ref().map(|path| path.display().to_string());
-    let dfs = open_dfs(
+    open_dfs(
         &sink.uri,
         &DfsOptions {
             call_timeout: sink.call_timeout,
@@ -214,7 +218,12 @@ async fn start_root(config: &NodeConfig, metrics: &mut Metrics) -> Result<Root, 
             hadoop_conf_dir: text(&sink.hadoop_conf_dir),
         },
     )
-    .await?;
+    .await
+}
+
+async fn start_root(config: &NodeConfig, metrics: &mut Metrics) -> Result<Root, RunError> {
+    let sink = config.topology.sink();
+    let dfs = open_sink(config).await?;
     let options =
         CreateOptions { block_size: PROBE_BLOCK_BYTES, replication: sink.replication, sync_timeout: sink.sync_timeout };
     match probe(&*dfs, options).await {
@@ -225,9 +234,12 @@ async fn start_root(config: &NodeConfig, metrics: &mut Metrics) -> Result<Root, 
     }
     let patience = sink.call_timeout;
     match tokio::time::timeout(patience, check_base(&*dfs, config.topology.lanes())).await {
-        Ok(checked) => checked?,
+        Ok(Err(error)) if !error.is_transient() => return Err(error.into()),
+        Ok(Ok(())) => {}
         // It is looked at again before a lane is taken.
-        Err(_) => tracing::warn!("the sink doesn't say now for how many lanes it was made; going on without"),
+        Ok(Err(_)) | Err(_) => {
+            tracing::warn!("the sink doesn't say now for how many lanes it was made; going on without")
+        }
     }
     let root = Root::start(&dfs, &config.topology, &config.name);
     let lanes = root.metrics().map(|(lane, metrics)| (lane, metrics.clone())).collect();

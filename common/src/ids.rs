@@ -131,6 +131,12 @@ impl LaneCount {
     }
 }
 
+impl fmt::Display for LaneCount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
 impl TryFrom<u16> for LaneCount {
     type Error = String;
     fn try_from(count: u16) -> Result<Self, String> {

@@ -175,7 +175,10 @@ impl Keeper {
 
     async fn seize(&self) -> Result<Seized, TakeError> {
         recovery::check_base(&*self.dfs, self.settings.lanes).await?;
-        recovery::seize(&self.dfs, self.lane).await
+        let seized = recovery::seize(&self.dfs, self.lane).await?;
+        // It may have been changed since the first look; from here on who changes it fences this owner.
+        recovery::check_base(&*self.dfs, self.settings.lanes).await?;
+        Ok(seized)
     }
 
     async fn read(&self, seized: Seized) -> Result<Taken, TakeError> {

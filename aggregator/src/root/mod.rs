@@ -33,6 +33,7 @@ pub mod marks;
 pub mod metrics;
 pub mod ownership;
 pub mod recovery;
+pub mod relane;
 pub mod replication;
 pub mod segment;
 pub mod sink;

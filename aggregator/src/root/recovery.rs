@@ -115,12 +115,24 @@ pub enum TakeError {
         number: u64,
     },
     /// The base directory belongs to another number of lanes.
-    #[error("the base directory was made for {found} lanes, and the topology says {configured}: write lanes = {found}")]
+    #[error(
+        "the base directory was made for {found} lanes, and the topology says {configured}: write lanes = {found}, or change the directory with tributary-aggregator lanes set {configured}"
+    )]
     LaneCount {
         /// What is written in the base directory.
         found: u16,
         /// What the topology says.
         configured: u16,
+    },
+    /// The number of lanes is being changed.
+    #[error(
+        "the number of lanes is being changed from {from} to {to}: wait until that has ended, or end it with tributary-aggregator lanes set {to}"
+    )]
+    Changing {
+        /// The old number.
+        from: u16,
+        /// The new one.
+        to: u16,
     },
     /// The base directory's own file can't be read.
     #[error(
@@ -132,6 +144,15 @@ pub enum TakeError {
         /// Why.
         reason: String,
     },
+}
+
+impl TakeError {
+    /// Whether trying again later can help without anybody doing something about it.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Dfs { error, .. } if error.is_transient())
+            || matches!(self, Self::Lost { .. } | Self::Changing { .. })
+    }
 }
 
 #[derive(serde::Serialize, serde::Deserialize)]
@@ -172,53 +193,88 @@ pub fn epoch_of(name: &str) -> Option<Epoch> {
     epoch.parse().ok().map(Epoch)
 }
 
-/// Writes down, or compares, for how many lanes the base directory is.
+/// The directory of the mark of a change of the number of lanes ([`super::relane`]).
+pub const CHANGING_DIR: &str = "changing";
+
+/// Where it stands for how many lanes the base directory is.
+#[must_use]
+pub fn base_path() -> DfsPath {
+    DfsPath::base().join("_tributary/base.json")
+}
+
+fn unavailable(error: DfsError) -> TakeError {
+    TakeError::Dfs { lane: LaneId(0), error }
+}
+
+/// The change of the number of lanes that is under way, if one is: from how many, and to how many.
 ///
 /// # Errors
-/// When it was made for another number.
-pub async fn check_base(dfs: &dyn Dfs, lanes: LaneCount) -> Result<(), TakeError> {
-    let lane = LaneId(0);
-    let dir = DfsPath::base().join("_tributary");
-    let path = dir.join("base.json");
-    let found = |bytes: &[u8]| -> Result<(), TakeError> {
-        let base: BaseFile = serde_json::from_slice(bytes)
-            .map_err(|error| TakeError::Base { path: path.clone(), reason: error.to_string() })?;
-        if base.lanes == lanes {
-            Ok(())
-        } else {
-            Err(TakeError::LaneCount { found: base.lanes.get(), configured: lanes.get() })
-        }
+/// When the sink doesn't say.
+pub async fn changing(dfs: &dyn Dfs) -> Result<Option<(LaneCount, LaneCount)>, TakeError> {
+    let dir = DfsPath::base().join("_tributary").join(CHANGING_DIR);
+    let entries = dfs.list(&dir).await.map_err(unavailable)?.unwrap_or_default();
+    let parsed = |name: &str| {
+        let (from, to) = name.split_once("-to-")?;
+        let count = |text: &str| LaneCount::try_from(text.parse::<u16>().ok()?).ok();
+        Some((count(from)?, count(to)?))
     };
+    Ok(entries.iter().find_map(|entry| parsed(&entry.name)))
+}
+
+/// For how many lanes the base directory is; none when that is not written down.
+///
+/// # Errors
+/// When it can't be read.
+pub async fn read_base(dfs: &dyn Dfs) -> Result<Option<LaneCount>, TakeError> {
+    let path = base_path();
+    if dfs.stat(&path).await.map_err(unavailable)?.is_none() {
+        return Ok(None);
+    }
+    let bytes = read_whole(dfs, &path).await.map_err(unavailable)?;
+    let base: BaseFile = serde_json::from_slice(&bytes)
+        .map_err(|error| TakeError::Base { path: path.clone(), reason: error.to_string() })?;
+    Ok(Some(base.lanes))
+}
+
+/// Writes down for how many lanes the base directory is, where nothing is written yet.
+///
+/// # Errors
+/// [`DfsError::Exists`] when it is written already, or when the sink failed.
+pub async fn write_base(dfs: &dyn Dfs, lanes: LaneCount) -> Result<(), DfsError> {
+    let dir = DfsPath::base().join("_tributary");
+    let temp = dir.join(format!("{TEMP_PREFIX}base-{}", nonce()));
+    dfs.mkdir_all(&dir).await?;
+    let options =
+        crate::dfs::CreateOptions { block_size: 1 << 20, replication: None, sync_timeout: Duration::from_secs(20) };
+    let mut writer = dfs.create(&temp, options).await?;
+    let json = serde_json::to_vec(&BaseFile { version: 1, lanes }).expect("plain data");
+    writer.write(json.into()).await?;
+    writer.close().await?;
+    let written = dfs.rename(&temp, &base_path()).await;
+    if matches!(written, Err(DfsError::Exists { .. })) {
+        dfs.delete(&temp).await?;
+    }
+    written
+}
+
+/// Compares for how many lanes the base directory is, and writes it down if nobody has yet.
+///
+/// # Errors
+/// When it was made for another number, when that is being changed, or when the sink is not available.
+pub async fn check_base(dfs: &dyn Dfs, lanes: LaneCount) -> Result<(), TakeError> {
     loop {
-        if wait_out!(lane, dfs.stat(&path))?.is_some() {
-            let bytes = wait_out!(lane, read_whole(dfs, &path))?;
-            return found(&bytes);
+        if let Some((from, to)) = changing(dfs).await? {
+            return Err(TakeError::Changing { from: from.get(), to: to.get() });
         }
-        let temp = dir.join(format!("{TEMP_PREFIX}base-{}", nonce()));
-        let made = async {
-            dfs.mkdir_all(&dir).await?;
-            let options = crate::dfs::CreateOptions {
-                block_size: 1 << 20,
-                replication: None,
-                sync_timeout: Duration::from_secs(20),
-            };
-            let mut writer = dfs.create(&temp, options).await?;
-            let json = serde_json::to_vec(&BaseFile { version: 1, lanes }).expect("plain data");
-            writer.write(json.into()).await?;
-            writer.close().await?;
-            dfs.rename(&temp, &path).await
-        };
-        match made.await {
-            Ok(()) => {}
-            // Another root was faster: what it wrote is compared in the next round.
-            Err(DfsError::Exists { .. }) => {
-                let _ = dfs.delete(&temp).await;
-            }
-            Err(error) if error.is_transient() => {
-                tracing::warn!(%error, "waiting for the sink to write down the number of lanes");
-                tokio::time::sleep(PAUSE).await;
-            }
-            Err(error) => return Err(TakeError::Dfs { lane, error }),
+        match read_base(dfs).await? {
+            Some(found) if found == lanes => return Ok(()),
+            Some(found) => return Err(TakeError::LaneCount { found: found.get(), configured: lanes.get() }),
+            None => {}
+        }
+        match write_base(dfs, lanes).await {
+            // Perhaps another root was faster: what is written is compared in the next round.
+            Ok(()) | Err(DfsError::Exists { .. }) => {}
+            Err(error) => return Err(unavailable(error)),
         }
     }
 }

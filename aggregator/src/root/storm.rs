@@ -203,7 +203,10 @@ async fn storm(seed: u64) -> Told {
         clock,
         ..settings(if seed.is_multiple_of(2) { 0 } else { 1 << 20 })
     };
-    settings.categories.get_mut(&category()).expect("there").close_delay = Duration::from_secs(30);
+    let category = settings.categories.get_mut(&category()).expect("there");
+    category.close_delay = Duration::from_secs(30);
+    // So small that files are rolled, and stay as they are: also those with a torn tail would.
+    category.roll_size = if seed.is_multiple_of(3) { 1_500 } else { 64 << 20 };
     let world = World { cluster: cluster.clone(), settings, names };
     let jitter = |rng: &mut StdRng| Duration::from_secs(rng.random_range(0..20));
     let mut seats: Vec<Seat> = Vec::new();
@@ -297,11 +300,12 @@ async fn storm(seed: u64) -> Told {
         }
         let which = rng.random_range(0..senders.len());
         let sender = &mut senders[which];
-        if sender.next < LINES && rng.random_ratio(2, 3) {
+        if sender.next < LINES && rng.random_ratio(1, 2) {
             // Sometimes from before what is expected, as another edge with a batch of its own cut would.
             let from = sender.next.saturating_sub(if rng.random_ratio(1, 5) { rng.random_range(0..40) } else { 0 });
             let from = from.max(sender.line_at(sender.committed.offset)).min(sender.next);
-            let to = (sender.next + rng.random_range(1..15)).min(LINES);
+            // Few at a time: there is something to send until the faults stop.
+            let to = (sender.next + rng.random_range(1..6)).min(LINES);
             sender.ask(&seats, Some(from), to).await;
         } else {
             sender.ask(&seats, None, 0).await;
@@ -391,7 +395,7 @@ fn look(cluster: &HostileCluster, published: &mut BTreeMap<DfsPath, Bytes>) {
     }
 }
 
-fn lines(cluster: &HostileCluster) -> Vec<String> {
+pub(super) fn lines(cluster: &HostileCluster) -> Vec<String> {
     let mut lines = Vec::new();
     for (path, bytes) in cluster.files() {
         if is_visible(&path) && path.name().ends_with(".gz") {
