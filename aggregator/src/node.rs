@@ -238,7 +238,7 @@ async fn start_root(config: &NodeConfig, metrics: &mut Metrics) -> Result<Root, 
         Ok(Ok(())) => {}
         // It is looked at again before a lane is taken.
         Ok(Err(_)) | Err(_) => {
-            tracing::warn!("the sink doesn't say now for how many lanes it was made; going on without")
+            tracing::warn!("the sink doesn't say now for how many lanes it was made; going on without");
         }
     }
     let root = Root::start(&dfs, &config.topology, &config.name);
