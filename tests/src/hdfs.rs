@@ -27,6 +27,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 use serde::Deserialize;
 use tempfile::TempDir;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::parts::Parts;
 use crate::process::{AtParentDeath, Process, log_tail};
@@ -35,6 +36,8 @@ use crate::webhdfs::WebHdfs;
 
 /// Only turns a hang into a failure; a start takes about eight seconds.
 const START_LIMIT: Duration = Duration::from_secs(180);
+/// How many run at the same time in this process, whatever the number of test threads: each is two JVMs or more.
+static CLUSTERS: Semaphore = Semaphore::const_new(3);
 /// How often other ports are tried when somebody took one between our choice and the NameNode's start.
 const PORT_TRIES: u32 = 5;
 
@@ -107,6 +110,8 @@ pub struct MiniHdfs {
     rpc_port: u16,
     web: WebHdfs,
     folder: Folder,
+    /// Given back when all else is gone.
+    _permit: SemaphorePermit<'static>,
 }
 
 #[derive(Deserialize)]
@@ -142,6 +147,7 @@ impl MiniHdfs {
     pub async fn start(options: HdfsOptions) -> Result<Self> {
         ensure!(options.datanodes > 0, "an HDFS needs at least one DataNode");
         let parts = Parts::find()?;
+        let permit = CLUSTERS.acquire().await.context("the permits are never closed")?;
         let folder = match &options.folder {
             Some(folder) => {
                 fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
@@ -155,7 +161,8 @@ impl MiniHdfs {
         }
         let datanodes = (0..options.datanodes).map(|_| DataNode::Down).collect();
         let web = WebHdfs::new("http://127.0.0.1:0")?;
-        let mut hdfs = Self { datanodes, namenode: None, starts: 0, parts, options, rpc_port: 0, web, folder };
+        let mut hdfs =
+            Self { datanodes, namenode: None, starts: 0, parts, options, rpc_port: 0, web, folder, _permit: permit };
 
         hdfs.take_ports()?;
         let formatted = hdfs.tool("format", NAMENODE, &["-format", "-nonInteractive"]).await;

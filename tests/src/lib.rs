@@ -7,18 +7,28 @@
 //! | a real HDFS, its faults, its audit log | [`hdfs::MiniHdfs`], or the command `mini-hdfs` to play with one |
 //! | a look at HDFS without the code under test | [`webhdfs::WebHdfs`] |
 //! | a real access log, rotated as in production | [`nginx::Nginx`], [`load::Load`], [`logrotate::Logrotate`] |
+//! | a log of any speed, rotated by rename, with a copy of every line | [`writer::Writer`] |
+//! | lines like those of an access log, from a number | [`synthetic::AccessLog`] |
+//! | agents, edges and a root as real processes, to kill, stop, wipe | [`cluster::Cluster`] |
+//! | a verdict on a whole run | [`judge::Scenario`] |
 //! | what users' jobs find in a published tree | [`readers::read_lines`] |
 //! | lines written against lines found | [`lines::Lines::difference`] |
 //! | a child process that can't outlive the test run | [`process::Process`] |
 //! | a condition instead of a sleep | [`wait::until`] |
 
+pub mod cluster;
 pub mod hdfs;
+pub mod judge;
 pub mod lines;
 pub mod load;
 pub mod logrotate;
 pub mod nginx;
 pub mod parts;
 pub mod process;
+pub mod programs;
+pub mod published;
 pub mod readers;
+pub mod synthetic;
 pub mod wait;
 pub mod webhdfs;
+pub mod writer;

@@ -27,8 +27,8 @@ pub struct Lines {
     hashes: Vec<u128>,
     bytes: u64,
     files: Vec<PathBuf>,
-    /// Keeps the files of a reader until the last set that needs them is gone.
-    _folder: Option<Arc<TempDir>>,
+    /// Keep the files of readers until the last set that needs them is gone.
+    folders: Vec<Arc<TempDir>>,
 }
 
 impl Lines {
@@ -38,7 +38,7 @@ impl Lines {
     /// # Errors
     /// A file can't be read, or a decompressor complains.
     pub fn of_files(files: impl IntoIterator<Item = PathBuf>) -> Result<Self> {
-        let mut lines = Self { hashes: Vec::new(), bytes: 0, files: files.into_iter().collect(), _folder: None };
+        let mut lines = Self { hashes: Vec::new(), bytes: 0, files: files.into_iter().collect(), folders: Vec::new() };
         for file in &lines.files {
             for_each_line(file, |line| {
                 lines.hashes.push(xxh3_128(line));
@@ -55,8 +55,19 @@ impl Lines {
     /// As of [`Self::of_files`].
     pub(crate) fn of_files_in(folder: TempDir, files: impl IntoIterator<Item = PathBuf>) -> Result<Self> {
         let mut lines = Self::of_files(files)?;
-        lines._folder = Some(Arc::new(folder));
+        lines.folders.push(Arc::new(folder));
         Ok(lines)
+    }
+
+    /// The lines of both.
+    #[must_use]
+    pub fn joined(mut self, other: Self) -> Self {
+        self.hashes.extend(other.hashes);
+        self.hashes.sort_unstable();
+        self.bytes += other.bytes;
+        self.files.extend(other.files);
+        self.folders.extend(other.folders);
+        self
     }
 
     /// How many lines, doubles included.
@@ -255,6 +266,9 @@ mod tests {
         let found = lines(&folder, "found", "b\nc\nc\nx\nd\nd\nd\n");
         let difference = written.difference(&found).expect("compared");
         assert_eq!((difference.missing, difference.doubled, difference.foreign), (2, 3, 1));
+        let both = lines(&folder, "one", "a\nc\n").joined(lines(&folder, "two", "b\nb\nd\n"));
+        assert!(written.difference(&both).expect("compared").is_none());
+        assert_eq!((both.len(), both.bytes()), (5, 5));
         let text = difference.to_string();
         for part in
             ["5 lines written, 7 found", "missing: a (", "missing: b (", "doubled: c (", "doubled: d (", "foreign: x ("]

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use tokio::sync::Semaphore;
 
 use crate::hdfs::MiniHdfs;
 use crate::lines::Lines;
@@ -23,6 +24,9 @@ use crate::webhdfs::WebHdfs;
 
 /// Only turns a hang into a failure.
 const JOB_LIMIT: Duration = Duration::from_secs(1200);
+
+/// How many jobs run at the same time in this process: each is a JVM that would take a whole machine.
+static JOBS: Semaphore = Semaphore::const_new(2);
 
 const SPARK_LINES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/readers/spark_lines.py");
 
@@ -75,6 +79,19 @@ impl Tree {
         Self::Hdfs { uri: hdfs.uri(), webhdfs: hdfs.webhdfs().clone(), path: path.into() }
     }
 
+    /// A folder below this one, or for jobs a pattern of folders.
+    #[must_use]
+    pub fn below(&self, relative: &str) -> Self {
+        match self {
+            Self::Local(root) => Self::Local(root.join(relative)),
+            Self::Hdfs { uri, webhdfs, path } => Self::Hdfs {
+                uri: uri.clone(),
+                webhdfs: webhdfs.clone(),
+                path: format!("{}/{relative}", path.trim_end_matches('/')),
+            },
+        }
+    }
+
     /// The URI that a job is given.
     fn input(&self) -> String {
         let (uri, path) = match self {
@@ -100,8 +117,14 @@ pub async fn read_lines(reader: Reader, tree: &Tree) -> Result<Lines> {
     let read = async {
         let files = match reader {
             Reader::Zcat => copied_files(tree, folder.path()).await?,
-            Reader::MapReduce => map_reduce(tree, folder.path()).await?,
-            Reader::Spark => spark(tree, folder.path()).await?,
+            Reader::MapReduce | Reader::Spark => {
+                let _permit = JOBS.acquire().await.context("the jobs' permits are never closed")?;
+                if reader == Reader::Spark {
+                    spark(tree, folder.path()).await?
+                } else {
+                    map_reduce(tree, folder.path()).await?
+                }
+            }
         };
         tokio::task::spawn_blocking(move || Lines::of_files_in(folder, files)).await.context("hashing lines")?
     };

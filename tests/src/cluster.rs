@@ -1,0 +1,696 @@
+//! A whole tree of real processes on this machine: agents, edges, perhaps a mid tier, and a root.
+//!
+//! ```no_run
+//! # async fn f() -> anyhow::Result<()> {
+//! use tributary_tests::cluster::{Cluster, ClusterOptions, Role};
+//!
+//! let mut cluster = Cluster::start(ClusterOptions::default()).await?;
+//! cluster.kill9(Role::Root)?;
+//! cluster.start_node(Role::Root)?;
+//! cluster.wait_until_ready(Role::Root).await?;
+//! # Ok(()) }
+//! ```
+//!
+//! All that the processes have on local disk is in one temporary folder:
+//!
+//! ```text
+//! topology.toml  agent-0.toml  edge-0.toml  root.toml ...   the configuration
+//! logs/0/                                                   what agent 0 tails
+//! state/agent-0/  state/edge-0/ ...                         data_dir of each
+//! out/agent-0.1.log  out/agent-0.2.log ...                  what each run of each printed
+//! sink/                                                     the sink, unless the options name another
+//! ```
+//!
+//! The folder is removed when the value is dropped, unless a scenario failed (see [`Cluster::explain`]).
+
+use std::collections::{BTreeMap, HashSet};
+use std::fmt::Write as _;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::{LazyLock, Mutex, PoisonError};
+use std::time::Duration;
+use std::{fmt, fs};
+
+use anyhow::{Context, Error, Result, bail, ensure};
+use reqwest::Client;
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use crate::process::{AtParentDeath, Process, log_tail};
+use crate::programs::Programs;
+use crate::readers::Tree;
+use crate::synthetic::{TIME_AFTER, TIME_FORMAT};
+use crate::wait::until;
+use crate::webhdfs::WebHdfs;
+
+/// Only turns a hang into a failure.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// Which of the processes. The numbers begin at 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// One of the agents, which all send to the edges.
+    Agent(usize),
+    /// One of the aggregators that agents send to.
+    Edge(usize),
+    /// The aggregator between the edges and the root.
+    Mid,
+    /// The aggregator that writes to the sink.
+    Root,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Agent(number) => write!(f, "agent-{number}"),
+            Self::Edge(number) => write!(f, "edge-{number}"),
+            Self::Mid => f.write_str("mid"),
+            Self::Root => f.write_str("root"),
+        }
+    }
+}
+
+/// Where the root writes.
+#[derive(Clone, Debug, Default)]
+pub enum Sink {
+    /// A folder of the cluster's own.
+    #[default]
+    Local,
+    /// A folder in HDFS.
+    Hdfs {
+        /// `hdfs://HOST:PORT`
+        uri: String,
+        /// The same HDFS by HTTP.
+        webhdfs: WebHdfs,
+        /// Absolute, like `/logs`.
+        path: String,
+    },
+}
+
+/// What tree to build. The timeouts are short, so that what must be waited for in a test comes soon.
+#[derive(Clone, Debug)]
+pub struct ClusterOptions {
+    /// How many agents, each with a folder of logs of its own; default 1.
+    pub agents: usize,
+    /// How many edges; default 1.
+    pub edges: usize,
+    /// Whether there is a tier between the edges and the root; default no.
+    pub mid: bool,
+    /// Default: a folder of the cluster's own.
+    pub sink: Sink,
+    /// The one category; default `nginx-access`.
+    pub category: String,
+    /// The category's bucket; default `1m`, the smallest.
+    pub bucket: String,
+    /// `gzip` (default) or `zstd`.
+    pub codec: String,
+    /// What the agents tail in their folders; default `access.log*`.
+    pub include: String,
+    /// What they don't; default `*.gz`.
+    pub exclude: String,
+    /// More lines for the top of the agents' files; default none.
+    pub agent_lines: String,
+    /// Tables in place of the short timeouts of `[root]`, `[spool]`, `[forward]`; default `None`.
+    pub tables: Option<String>,
+    /// Everything of it lies in this folder, which must be there, and stays. Default: a temporary one.
+    pub folder: Option<PathBuf>,
+}
+
+impl Default for ClusterOptions {
+    fn default() -> Self {
+        Self {
+            agents: 1,
+            edges: 1,
+            mid: false,
+            sink: Sink::Local,
+            category: "nginx-access".into(),
+            bucket: "1m".into(),
+            codec: "gzip".into(),
+            include: "access.log*".into(),
+            exclude: "*.gz".into(),
+            agent_lines: String::new(),
+            tables: None,
+            folder: None,
+        }
+    }
+}
+
+const SHORT_TIMEOUTS: &str = r#"
+[root]
+commit_interval = "200ms"
+ledger_interval = "1s"
+idle_timeout = "10s"
+close_delay = "2s"
+SETTLE
+[forward]
+backoff = { initial = "50ms", max = "1s" }
+"#;
+
+const SHORT_AGENT_TIMEOUTS: &str = r#"
+refresh_interval = "500ms"
+backoff = { initial = "50ms", max = "1s" }
+"#;
+
+#[derive(Debug)]
+struct Node {
+    port: u16,
+    config: PathBuf,
+    /// How many times it was started.
+    starts: u32,
+    process: Option<Process>,
+}
+
+#[derive(Debug)]
+enum Folder {
+    Temporary(TempDir),
+    Given(PathBuf),
+}
+
+impl Folder {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Temporary(folder) => folder.path(),
+            Self::Given(folder) => folder,
+        }
+    }
+}
+
+/// A running tree. The fields' order is the order of their end: processes before the folder.
+#[derive(Debug)]
+pub struct Cluster {
+    nodes: BTreeMap<Role, Node>,
+    options: ClusterOptions,
+    programs: Programs,
+    http: Client,
+    folder: Folder,
+}
+
+impl Cluster {
+    /// Writes the configuration and starts all processes; returns when they are ready.
+    ///
+    /// # Errors
+    /// The programs can't be built, or one doesn't come up (it shows the end of its log).
+    pub async fn start(options: ClusterOptions) -> Result<Self> {
+        let mut cluster = Self::prepare(options)?;
+        // The root first: the others then have somebody to ask. They must come up in any order, which the tests that kill
+        // them show.
+        let roles: Vec<Role> = cluster.nodes.keys().rev().copied().collect();
+        let started = async {
+            for role in &roles {
+                cluster.start_node(*role)?;
+            }
+            for role in roles {
+                cluster.wait_until_ready(role).await?;
+            }
+            Ok(())
+        };
+        match started.await {
+            Ok(()) => Ok(cluster),
+            Err(error) => cluster.explain(Err(error)),
+        }
+    }
+
+    /// Writes the configuration and starts nothing.
+    ///
+    /// # Errors
+    /// The programs can't be built, or the files can't be written.
+    pub fn prepare(options: ClusterOptions) -> Result<Self> {
+        ensure!(options.edges > 0, "agents need an edge to send to");
+        let programs = Programs::find()?;
+        let folder = match &options.folder {
+            Some(folder) => Folder::Given(folder.canonicalize().with_context(|| format!("{}", folder.display()))?),
+            None => Folder::Temporary(tempfile::Builder::new().prefix("tributary-cluster-").tempdir()?),
+        };
+        let mut roles = vec![Role::Root];
+        roles.extend(options.mid.then_some(Role::Mid));
+        roles.extend((0..options.edges).map(Role::Edge));
+        roles.extend((0..options.agents).map(Role::Agent));
+        let mut nodes = BTreeMap::new();
+        for role in roles {
+            let config = folder.path().join(format!("{role}.toml"));
+            nodes.insert(role, Node { port: free_port()?, config, starts: 0, process: None });
+        }
+        // No pooled connections: a killed process would leave dead ones in it.
+        let http = Client::builder().no_proxy().pool_max_idle_per_host(0).timeout(Duration::from_secs(10)).build()?;
+        let cluster = Self { nodes, options, programs, http, folder };
+        cluster.write_config().context("writing the configuration")?;
+        Ok(cluster)
+    }
+
+    fn write_config(&self) -> Result<()> {
+        let folder = self.folder();
+        for name in ["logs", "state", "out", "sink"] {
+            fs::create_dir(folder.join(name))?;
+        }
+        fs::write(folder.join("topology.toml"), self.topology())?;
+        for (role, node) in &self.nodes {
+            let text = match role {
+                Role::Agent(number) => {
+                    fs::create_dir(self.log_dir(*number))?;
+                    self.agent_config(*number, node.port)
+                }
+                _ => self.aggregator_config(*role, node.port),
+            };
+            fs::write(&node.config, text)?;
+        }
+        Ok(())
+    }
+
+    fn topology(&self) -> String {
+        let ClusterOptions { category, bucket, codec, .. } = &self.options;
+        let tables = self.options.tables.clone().unwrap_or_else(|| {
+            // On HDFS the default is a minute, which each restart would have to be waited for.
+            let settle = if matches!(self.options.sink, Sink::Local) { "" } else { "settle = \"1s\"" };
+            SHORT_TIMEOUTS.replace("SETTLE", settle)
+        });
+        let sink = self.sink_uri();
+        let mut text = format!(
+            "[cluster]\nname = \"test\"\n[sink]\nuri = \"{sink}\"\n{tables}\n\
+             [category.{category}]\nbucket = \"{bucket}\"\ncodec = \"{codec}\"\n"
+        );
+        let above_edges = if self.options.mid { "mid" } else { "root" };
+        let mut tier = |name: &str, parent: Option<&str>, roles: Vec<Role>| {
+            // Writing to a String can't fail.
+            let _ = writeln!(text, "[[tier]]\nname = \"{name}\"");
+            if let Some(parent) = parent {
+                let _ = writeln!(text, "parent = \"{parent}\"");
+            }
+            for role in roles {
+                let port = self.nodes[&role].port;
+                let _ = writeln!(text, "[[tier.node]]\nname = \"{role}\"\naddress = \"127.0.0.1:{port}\"");
+            }
+        };
+        tier("edge", Some(above_edges), (0..self.options.edges).map(Role::Edge).collect());
+        if self.options.mid {
+            tier("mid", Some("root"), vec![Role::Mid]);
+        }
+        tier("root", None, vec![Role::Root]);
+        text
+    }
+
+    fn aggregator_config(&self, role: Role, port: u16) -> String {
+        let state = self.state_dir(role);
+        format!(
+            "name = \"{role}\"\ntopology = \"topology.toml\"\nlisten = \"127.0.0.1:{port}\"\ndata_dir = \"{}\"\n\
+             [log]\nformat = \"text\"\n",
+            state.display()
+        )
+    }
+
+    fn agent_config(&self, number: usize, port: u16) -> String {
+        let ClusterOptions { category, include, exclude, agent_lines, tables, .. } = &self.options;
+        // Each agent begins with another edge.
+        let endpoints: Vec<String> = (0..self.options.edges)
+            .map(|n| self.nodes[&Role::Edge((n + number) % self.options.edges)].port)
+            .map(|port| format!("\"http://127.0.0.1:{port}\""))
+            .collect();
+        let (endpoints, logs) = (endpoints.join(", "), self.log_dir(number));
+        let (logs, state) = (logs.display(), self.state_dir(Role::Agent(number)));
+        let short = tables.is_none();
+        let top = if short { SHORT_AGENT_TIMEOUTS } else { "" };
+        let (batch, source) = if short {
+            ("[batch]\ntimeout = \"200ms\"\n", "rotate_wait = \"1s\"\npartial_line_timeout = \"2s\"\n")
+        } else {
+            ("", "")
+        };
+        format!(
+            "endpoints = [{endpoints}]\nagent_id = \"web-{number}\"\nhost = \"web-{number}\"\ndata_dir = \"{}\"\n\
+             {top}{agent_lines}\n\
+             [http]\nlisten = \"127.0.0.1:{port}\"\n[log]\nformat = \"text\"\n{batch}\
+             [[source]]\ncategory = \"{category}\"\ninclude = [\"{logs}/{include}\"]\nexclude = [\"{logs}/{exclude}\"]\n{source}\
+             [source.timestamp]\nformat = \"{TIME_FORMAT}\"\nafter = \"{TIME_AFTER}\"\n",
+            state.display()
+        )
+    }
+
+    /// The folder with everything in it.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The programs that it runs.
+    #[must_use]
+    pub fn programs(&self) -> &Programs {
+        &self.programs
+    }
+
+    /// The folder whose logs agent `number` tails.
+    #[must_use]
+    pub fn log_dir(&self, number: usize) -> PathBuf {
+        self.folder().join("logs").join(number.to_string())
+    }
+
+    /// The `data_dir` of a process.
+    #[must_use]
+    pub fn state_dir(&self, role: Role) -> PathBuf {
+        self.folder().join("state").join(role.to_string())
+    }
+
+    /// The configuration file of a process.
+    ///
+    /// # Panics
+    /// There is no such process in this tree.
+    #[must_use]
+    pub fn config(&self, role: Role) -> &Path {
+        &self.nodes[&role].config
+    }
+
+    /// All processes, the ones that lines come to first, first.
+    #[must_use]
+    pub fn roles(&self) -> Vec<Role> {
+        self.nodes.keys().copied().collect()
+    }
+
+    /// The sink's URI, as in the topology.
+    #[must_use]
+    pub fn sink_uri(&self) -> String {
+        match &self.options.sink {
+            Sink::Local => format!("file://{}/sink", self.folder().display()),
+            Sink::Hdfs { uri, path, .. } => format!("{uri}{path}"),
+        }
+    }
+
+    /// The sink, for readers.
+    #[must_use]
+    pub fn sink(&self) -> Tree {
+        match &self.options.sink {
+            Sink::Local => Tree::Local(self.folder().join("sink")),
+            Sink::Hdfs { uri, webhdfs, path } => {
+                Tree::Hdfs { uri: uri.clone(), webhdfs: webhdfs.clone(), path: path.clone() }
+            }
+        }
+    }
+
+    /// The category of all lines.
+    #[must_use]
+    pub fn category(&self) -> &str {
+        &self.options.category
+    }
+
+    fn node(&mut self, role: Role) -> Result<&mut Node> {
+        self.nodes.get_mut(&role).with_context(|| format!("this tree has no {role}"))
+    }
+
+    /// The process id of a process that runs.
+    ///
+    /// # Errors
+    /// It doesn't run.
+    pub fn pid(&self, role: Role) -> Result<u32> {
+        let process = self.nodes.get(&role).and_then(|node| node.process.as_ref());
+        Ok(process.with_context(|| format!("{role} doesn't run"))?.id())
+    }
+
+    /// Starts a process; returns at once.
+    ///
+    /// # Errors
+    /// It runs already, or can't be started.
+    pub fn start_node(&mut self, role: Role) -> Result<()> {
+        self.start_with(role, &[])
+    }
+
+    fn start_with(&mut self, role: Role, more: &[&str]) -> Result<()> {
+        let out = self.folder().join("out");
+        let program = match role {
+            Role::Agent(_) => self.programs.agent.clone(),
+            _ => self.programs.aggregator.clone(),
+        };
+        let node = self.node(role)?;
+        ensure!(node.process.is_none(), "{role} runs already");
+        node.starts += 1;
+        let log = out.join(format!("{role}.{}.log", node.starts));
+        let process = Process::spawn(program, AtParentDeath::Kill, log, |command| {
+            command.args(["run", "--config"]).arg(&node.config).args(more);
+        })?;
+        node.process = Some(process);
+        Ok(())
+    }
+
+    /// Runs an agent that doesn't run until it has shipped everything and all is committed (`run --once`).
+    ///
+    /// # Errors
+    /// It fails, or doesn't end.
+    pub async fn run_agent_once(&mut self, number: usize) -> Result<()> {
+        let role = Role::Agent(number);
+        self.start_with(role, &["--once"])?;
+        let mut process = self.node(role)?.process.take().context("it was started")?;
+        let status = until("the agent to have shipped everything", LIMIT, async || process.try_wait()).await?;
+        ensure!(status.success(), "{role} run --once: {status}: {}", process.log_tail());
+        Ok(())
+    }
+
+    /// SIGKILL. What it has on disk stays.
+    ///
+    /// # Errors
+    /// It doesn't run.
+    pub fn kill9(&mut self, role: Role) -> Result<()> {
+        let node = self.node(role)?;
+        let mut process = node.process.take().with_context(|| format!("{role} doesn't run"))?;
+        if let Some(status) = process.try_wait()? {
+            bail!("{role} had ended by itself ({status}): {}", process.log_tail());
+        }
+        process.kill().map(drop)
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Errors
+    /// It doesn't run.
+    pub fn signal(&mut self, role: Role, signal: Signal) -> Result<()> {
+        let node = self.node(role)?;
+        node.process.as_ref().with_context(|| format!("{role} doesn't run"))?.signal(signal)
+    }
+
+    /// SIGTERM; returns when it has ended.
+    ///
+    /// # Errors
+    /// It doesn't run, doesn't end, or ends with another code than 0.
+    pub async fn stop(&mut self, role: Role) -> Result<()> {
+        let node = self.node(role)?;
+        let mut process = node.process.take().with_context(|| format!("{role} doesn't run"))?;
+        process.signal(Signal::TERM)?;
+        let stopped = until(format!("{role} to stop"), LIMIT, async || process.try_wait()).await;
+        let status = stopped.with_context(|| process.log_tail())?;
+        ensure!(status.success(), "{role} was stopped and ended with {status}: {}", process.log_tail());
+        Ok(())
+    }
+
+    /// Stops every process that runs, agents first, as in an orderly end of it all.
+    ///
+    /// # Errors
+    /// As of [`Self::stop`].
+    pub async fn stop_all(&mut self) -> Result<()> {
+        for role in self.roles() {
+            if self.node(role)?.process.is_some() {
+                self.stop(role).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes all that a process has on local disk. It must not run.
+    ///
+    /// # Errors
+    /// It runs, or the folder can't be deleted.
+    pub fn wipe_state(&mut self, role: Role) -> Result<()> {
+        ensure!(self.node(role)?.process.is_none(), "{role} runs");
+        let state = self.state_dir(role);
+        if state.exists() {
+            fs::remove_dir_all(&state).with_context(|| format!("deleting {}", state.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Waits until a process says that it is ready (`/readyz`).
+    ///
+    /// # Errors
+    /// It ends, or doesn't become ready.
+    pub async fn wait_until_ready(&mut self, role: Role) -> Result<()> {
+        let (http, url) = (self.http.clone(), self.url(role, "/readyz")?);
+        let node = self.node(role)?;
+        let process = node.process.as_mut().with_context(|| format!("{role} doesn't run"))?;
+        let ready = until(format!("{role} to be ready"), LIMIT, async || {
+            if let Some(status) = process.try_wait()? {
+                return Ok(Some(Err(status)));
+            }
+            let answer = http.get(&url).send().await?;
+            let (good, text) = (answer.status().is_success(), answer.text().await?);
+            ensure!(good, "it says: {text}");
+            Ok(Some(Ok(())))
+        });
+        match ready.await.with_context(|| process.log_tail())? {
+            Ok(()) => Ok(()),
+            Err(status) => bail!("{role} ended ({status}): {}", process.log_tail()),
+        }
+    }
+
+    /// `http://127.0.0.1:PORT` and `path`, of a process' own HTTP server.
+    ///
+    /// # Errors
+    /// There is no such process in this tree.
+    pub fn url(&self, role: Role, path: &str) -> Result<String> {
+        let node = self.nodes.get(&role).with_context(|| format!("this tree has no {role}"))?;
+        Ok(format!("http://127.0.0.1:{}{path}", node.port))
+    }
+
+    /// What a process says of itself, as JSON.
+    ///
+    /// # Errors
+    /// It doesn't answer.
+    pub async fn status(&self, role: Role) -> Result<serde_json::Value> {
+        let path = if matches!(role, Role::Agent(_)) { "/status" } else { "/v1/status" };
+        let answer = self.http.get(self.url(role, path)?).send().await?.error_for_status()?;
+        Ok(answer.json().await?)
+    }
+
+    /// A process' metrics: the sum over all labels of the samples of that name (with `_total`, for a counter). 0 for one that
+    /// isn't there yet.
+    ///
+    /// # Errors
+    /// It doesn't answer.
+    pub async fn metric(&self, role: Role, name: &str) -> Result<f64> {
+        let answer = self.http.get(self.url(role, "/metrics")?).send().await?.error_for_status()?;
+        Ok(sum_of_samples(&answer.text().await?, name))
+    }
+
+    /// Waits until all that an agent has found in its files is committed.
+    ///
+    /// # Errors
+    /// It doesn't come about.
+    pub async fn wait_until_committed(&self, number: usize) -> Result<()> {
+        until(format!("agent {number} to have everything committed"), LIMIT, async || {
+            let lag = self.agent_lag(number).await?;
+            ensure!(lag == 0, "{lag} bytes are not");
+            Ok(Some(()))
+        })
+        .await
+    }
+
+    /// How many bytes of an agent's files are not committed.
+    ///
+    /// # Errors
+    /// It doesn't answer.
+    pub async fn agent_lag(&self, number: usize) -> Result<u64> {
+        // A size in the metrics is whole, however it is written.
+        Ok(self.metric(Role::Agent(number), "tributary_agent_lag_bytes").await? as u64)
+    }
+
+    /// Fails when a process that should run has ended by itself.
+    ///
+    /// # Errors
+    /// One has, with the end of its log.
+    pub fn check_alive(&mut self) -> Result<()> {
+        for (role, node) in &mut self.nodes {
+            if let Some(process) = &mut node.process
+                && let Some(status) = process.try_wait()?
+            {
+                bail!("{role} has ended by itself ({status}): {}", process.log_tail());
+            }
+        }
+        Ok(())
+    }
+
+    /// Fails when a log of any run says that the program met something that must never be.
+    ///
+    /// # Errors
+    /// One does.
+    pub fn check_logs(&self) -> Result<()> {
+        for log in self.logs()? {
+            let text = fs::read(&log).with_context(|| format!("reading {}", log.display()))?;
+            let text = String::from_utf8_lossy(&text);
+            let bad = text.lines().find(|line| line.contains("panicked at") || line.contains("invariant"));
+            ensure!(bad.is_none(), "{} says: {}", log.display(), bad.unwrap_or_default());
+        }
+        Ok(())
+    }
+
+    fn logs(&self) -> Result<Vec<PathBuf>> {
+        let entries = fs::read_dir(self.folder().join("out"))?;
+        let mut logs = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+        logs.sort();
+        Ok(logs)
+    }
+
+    /// The end of a scenario: what came out of it, and if that is an error, the ends of all logs with it. Then the folder is
+    /// kept.
+    ///
+    /// # Errors
+    /// The one that it is given.
+    pub fn explain<T>(mut self, outcome: Result<T>) -> Result<T> {
+        let error: Error = match outcome {
+            Ok(value) => return Ok(value),
+            Err(error) => error,
+        };
+        self.nodes.clear();
+        let mut text = format!("everything is kept in {}", self.folder().display());
+        for log in self.logs().unwrap_or_default() {
+            let _ = write!(text, "\n--- the end of {}\n{}", log.display(), log_tail(&log));
+        }
+        if let Folder::Temporary(folder) = &mut self.folder {
+            folder.disable_cleanup(true);
+        }
+        // Its own words last: that is where people look first.
+        Err(error.context(text))
+    }
+}
+
+fn sum_of_samples(text: &str, name: &str) -> f64 {
+    let value = |line: &str| {
+        let rest = line.strip_prefix(name)?;
+        let rest = if rest.starts_with('{') { rest.split_once('}')?.1 } else { rest };
+        rest.strip_prefix(' ')?.split(' ').next()?.parse::<f64>().ok()
+    };
+    text.lines().filter_map(value).sum()
+}
+
+/// A port of this machine on which nobody listens, and that the kernel gives to nobody who asks for any: a process that is
+/// killed and started again finds it free. No other caller in this process is given it.
+fn free_port() -> Result<u16> {
+    static GIVEN: LazyLock<Mutex<HashSet<u16>>> = LazyLock::new(Mutex::default);
+    const LOWEST: u16 = 10_000;
+    let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").context("reading the kernel's ports")?;
+    let first: u16 = range.split_whitespace().next().and_then(|first| first.parse().ok()).unwrap_or(32_768);
+    let candidates = if first > LOWEST + 1000 { LOWEST..first } else { LOWEST..u16::MAX };
+    let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
+    for _ in 0..1000 {
+        let port = rand::random_range(candidates.clone());
+        if !given.contains(&port) && TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            given.insert(port);
+            return Ok(port);
+        }
+    }
+    bail!("found no free port from {} to {}", candidates.start, candidates.end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_are_summed_over_their_labels_and_names_are_whole() {
+        let text =
+            "# TYPE a counter\na_total{x=\"1 2\"} 3\na_total{x=\"}\"} x\na_total{x=\"2\"} 4.5\na_total_more 9\nb 7\n";
+        assert!((sum_of_samples(text, "a_total") - 7.5).abs() < 1e-9);
+        assert!((sum_of_samples(text, "b") - 7.0).abs() < 1e-9);
+        assert!(sum_of_samples(text, "c").abs() < 1e-9);
+    }
+
+    #[test]
+    fn the_configuration_is_good() -> Result<()> {
+        use tributary_common::topology::Topology;
+        let options = ClusterOptions { agents: 2, edges: 2, mid: true, ..ClusterOptions::default() };
+        let cluster = Cluster::prepare(options)?;
+        let topology = Topology::load(&cluster.folder().join("topology.toml")).map_err(|e| anyhow::anyhow!("{e}"))?;
+        assert_eq!(topology.tiers().len(), 3);
+        for role in cluster.roles() {
+            let program = match role {
+                Role::Agent(_) => &cluster.programs().agent,
+                _ => &cluster.programs().aggregator,
+            };
+            let checked =
+                std::process::Command::new(program).args(["check", "--config"]).arg(cluster.config(role)).output()?;
+            assert!(checked.status.success(), "{role}: {}", String::from_utf8_lossy(&checked.stderr));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,236 @@
+//! What is in a sink, told from its files' names and manifests, without the code under test.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+
+use crate::readers::Tree;
+
+/// A data file in the sink.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DataFile {
+    /// Below the sink, like `nginx-access/dt=2026-11-22/hm=2015/x.gz`.
+    pub path: String,
+    /// Its length in bytes.
+    pub bytes: u64,
+}
+
+/// A published bucket.
+#[derive(Clone, Debug, Default)]
+pub struct Hour {
+    /// What readers see.
+    pub files: Vec<DataFile>,
+    /// What came after it was published.
+    pub late: Vec<DataFile>,
+    /// Whether its success file is there.
+    pub success: bool,
+    /// Its own manifest, and those of the late files.
+    pub manifests: Vec<Manifest>,
+}
+
+/// The fields of a manifest that the tests need.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Manifest {
+    /// Records in all its files.
+    pub records: u64,
+    /// Its files.
+    pub files: Vec<ManifestFile>,
+}
+
+/// A file in a manifest.
+#[derive(Clone, Debug, Deserialize)]
+pub struct ManifestFile {
+    /// Its name in its folder.
+    pub name: String,
+    /// Its length.
+    pub bytes: u64,
+    /// Its records.
+    pub records: u64,
+}
+
+/// A look at a sink.
+#[derive(Clone, Debug, Default)]
+pub struct Published {
+    /// The published buckets by their folder below the sink.
+    pub hours: BTreeMap<String, Hour>,
+    /// Data files that aren't published: in the root's own folder, or in a bucket that is still hidden.
+    pub unpublished: Vec<DataFile>,
+}
+
+impl Published {
+    /// Looks.
+    ///
+    /// # Errors
+    /// The sink can't be read; also when something was renamed during the look, as happens while a root works.
+    pub async fn look(sink: &Tree) -> Result<Self> {
+        let mut seen = Self::default();
+        for file in files(sink).await? {
+            seen.sort_in(sink, file).await?;
+        }
+        Ok(seen)
+    }
+
+    async fn sort_in(&mut self, sink: &Tree, file: DataFile) -> Result<()> {
+        let (folder, name) = file.path.rsplit_once('/').unwrap_or(("", &file.path));
+        let is_data = name.ends_with(".gz") || name.ends_with(".zst");
+        let internal = folder.split('/').any(|part| part.starts_with('.') || part == "_tributary");
+        if internal {
+            if is_data {
+                self.unpublished.push(file);
+            }
+            return Ok(());
+        }
+        let (hour, is_late) = folder.strip_suffix("/_late").map_or((folder, false), |hour| (hour, true));
+        let hour = hour.to_owned();
+        let manifest = match name {
+            "_MANIFEST.json" => true,
+            _ => is_late && name.starts_with('_') && name.ends_with(".manifest.json"),
+        };
+        let entry = self.hours.entry(hour).or_default();
+        if manifest {
+            let bytes = read(sink, &file.path).await?;
+            let manifest = serde_json::from_slice(&bytes).with_context(|| format!("reading {}", file.path))?;
+            entry.manifests.push(manifest);
+        } else if name == "_SUCCESS" {
+            entry.success = true;
+        } else if is_data && is_late {
+            entry.late.push(file);
+        } else if is_data {
+            entry.files.push(file);
+        } else {
+            ensure!(name.starts_with('_'), "readers would take {} for data", file.path);
+        }
+        Ok(())
+    }
+
+    /// Records in all manifests.
+    #[must_use]
+    pub fn records(&self) -> u64 {
+        self.hours.values().flat_map(|hour| &hour.manifests).map(|manifest| manifest.records).sum()
+    }
+
+    /// The files that readers of published buckets see.
+    #[must_use]
+    pub fn files(&self) -> Vec<DataFile> {
+        self.hours.values().flat_map(|hour| hour.files.iter().cloned()).collect()
+    }
+
+    /// The late files.
+    #[must_use]
+    pub fn late(&self) -> Vec<DataFile> {
+        self.hours.values().flat_map(|hour| hour.late.iter().cloned()).collect()
+    }
+
+    /// Fails when manifests and files differ, or a success file is missing.
+    ///
+    /// # Errors
+    /// The first that is wrong.
+    pub fn check_manifests(&self) -> Result<()> {
+        for (folder, hour) in &self.hours {
+            ensure!(hour.success, "{folder} has no _SUCCESS");
+            let mut named: Vec<(String, u64)> = Vec::new();
+            for manifest in &hour.manifests {
+                let records: u64 = manifest.files.iter().map(|file| file.records).sum();
+                ensure!(
+                    records == manifest.records,
+                    "{folder}: a manifest's {} records are {records}",
+                    manifest.records
+                );
+                named.extend(manifest.files.iter().map(|file| (file.name.clone(), file.bytes)));
+            }
+            let present = hour.files.iter().chain(&hour.late);
+            let mut present: Vec<(String, u64)> =
+                present.map(|file| (file.path.rsplit('/').next().unwrap_or_default().to_owned(), file.bytes)).collect();
+            named.sort();
+            present.sort();
+            ensure!(named == present, "{folder}: the manifests name {named:?}, and there are {present:?}");
+        }
+        Ok(())
+    }
+}
+
+/// All files below the root of `tree`, hidden ones too.
+async fn files(tree: &Tree) -> Result<Vec<DataFile>> {
+    match tree {
+        Tree::Local(root) => local_files(root),
+        Tree::Hdfs { webhdfs, path, .. } => {
+            let root = path.trim_end_matches('/');
+            let below = |file: String| file.strip_prefix(root).unwrap_or(&file).trim_start_matches('/').to_owned();
+            let files = webhdfs.tree(root).await?;
+            Ok(files.into_iter().map(|(file, status)| DataFile { path: below(file), bytes: status.length }).collect())
+        }
+    }
+}
+
+fn local_files(root: &Path) -> Result<Vec<DataFile>> {
+    let mut files = Vec::new();
+    let mut folders = vec![PathBuf::new()];
+    while let Some(folder) = folders.pop() {
+        let full = root.join(&folder);
+        for entry in fs::read_dir(&full).with_context(|| format!("listing {}", full.display()))? {
+            let entry = entry?;
+            let path = folder.join(entry.file_name());
+            match entry.metadata() {
+                Ok(metadata) if metadata.is_dir() => folders.push(path),
+                Ok(metadata) => {
+                    files.push(DataFile { path: path.to_string_lossy().into_owned(), bytes: metadata.len() });
+                }
+                // A temporary file that is gone meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error).with_context(|| format!("looking at {}", path.display())),
+            }
+        }
+    }
+    files.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(files)
+}
+
+async fn read(tree: &Tree, path: &str) -> Result<Vec<u8>> {
+    match tree {
+        Tree::Local(root) => fs::read(root.join(path)).with_context(|| format!("reading {path}")),
+        Tree::Hdfs { webhdfs, path: root, .. } => webhdfs.read(&format!("{}/{path}", root.trim_end_matches('/'))).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn sorts_what_is_published_late_and_neither() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let write = |path: &str, text: &str| -> Result<()> {
+            let path = folder.path().join(path);
+            fs::create_dir_all(path.parent().context("a folder")?)?;
+            Ok(fs::write(path, text)?)
+        };
+        let hour = "app/dt=2026-11-22/hm=2015";
+        write(&format!("{hour}/x.gz"), "12345")?;
+        write(
+            &format!("{hour}/_MANIFEST.json"),
+            r#"{"records":3,"files":[{"name":"x.gz","lane":0,"bytes":5,"records":3}],"version":1}"#,
+        )?;
+        write(&format!("{hour}/_late/y.gz"), "1")?;
+        write("app/dt=2026-11-22/.hm=2016/z.gz", "12")?;
+        write("_tributary/lanes/0/e1-x/s.gz", "123")?;
+        write("_tributary/lanes/0/e1-x/ledger-0", "")?;
+        let look = async || Published::look(&Tree::Local(folder.path().to_owned())).await;
+        let seen = look().await?;
+        assert_eq!((seen.records(), seen.files().len(), seen.late().len(), seen.unpublished.len()), (3, 1, 1, 2));
+        assert!(format!("{:#}", seen.check_manifests().expect_err("no _SUCCESS")).contains("_SUCCESS"));
+        write(&format!("{hour}/_SUCCESS"), "")?;
+        let error = look().await?.check_manifests().expect_err("a file without a manifest");
+        assert!(format!("{error:#}").contains("y.gz"), "{error:#}");
+        write(
+            &format!("{hour}/_late/_y.gz.manifest.json"),
+            r#"{"records":1,"files":[{"name":"y.gz","bytes":1,"records":1}]}"#,
+        )?;
+        look().await?.check_manifests()?;
+        write(&format!("{hour}/readme"), "")?;
+        assert!(look().await.is_err(), "readers would read it");
+        Ok(())
+    }
+}
