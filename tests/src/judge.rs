@@ -100,7 +100,7 @@ impl Scenario {
         ensure!(!written.is_empty(), "nothing was written");
         let sink = cluster.sink();
         let settled = self.wait_until_published(cluster, &sink, written.len() as u64).await;
-        let mut report = self.judge(cluster, &sink, &written).await?;
+        let mut report = self.judge(cluster, &written).await?;
         if let Err(error) = &settled {
             report.complaints.push(format!("{error:#}"));
         }
@@ -143,7 +143,12 @@ impl Scenario {
         .await?
     }
 
-    async fn judge(&self, cluster: &Cluster, sink: &Tree, written: &Lines) -> Result<Report> {
+    /// Compares what is published now with the lines that were written, and checks every file.
+    ///
+    /// # Errors
+    /// Something can't be read.
+    pub async fn judge(&self, cluster: &Cluster, written: &Lines) -> Result<Report> {
+        let sink = &cluster.sink();
         let published = Published::look(sink).await?;
         let (files, late) = (published.files(), published.late());
         let mut report = Report {

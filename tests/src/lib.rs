@@ -2,6 +2,13 @@
 //!
 //! `tests/setup.sh` installs the real parts; a test that needs one that is missing fails and says so.
 //!
+//! | to run | call |
+//! |---|---|
+//! | every check and every test | `tests/run.sh` |
+//! | the whole on local files, live | `tests/demo.sh` |
+//! | what it costs, beside the compressor alone | `cargo run --release -p tributary-tests --bin bench` |
+//! | a real HDFS to play with | `cargo run -p tributary-tests --bin mini-hdfs` |
+//!
 //! | to have | use |
 //! |---|---|
 //! | a real HDFS, its faults, its audit log | [`hdfs::MiniHdfs`], or the command `mini-hdfs` to play with one |
@@ -14,6 +21,7 @@
 //! | what users' jobs find in a published tree | [`readers::read_lines`] |
 //! | lines written against lines found | [`lines::Lines::difference`] |
 //! | a child process that can't outlive the test run | [`process::Process`] |
+//! | what a process uses | [`usage::Usage`] |
 //! | a condition instead of a sleep | [`wait::until`] |
 
 pub mod cluster;
@@ -29,6 +37,7 @@ pub mod programs;
 pub mod published;
 pub mod readers;
 pub mod synthetic;
+pub mod usage;
 pub mod wait;
 pub mod webhdfs;
 pub mod writer;

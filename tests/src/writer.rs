@@ -53,6 +53,7 @@ pub struct Writer {
 #[derive(Debug, Default)]
 struct Shared {
     written: AtomicU64,
+    bytes: AtomicU64,
     rotations: AtomicU64,
     stop: AtomicBool,
     pause: AtomicBool,
@@ -78,6 +79,12 @@ impl Writer {
     #[must_use]
     pub fn written(&self) -> u64 {
         self.shared.written.load(Ordering::SeqCst)
+    }
+
+    /// How many bytes have been written.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.shared.bytes.load(Ordering::SeqCst)
     }
 
     /// How many times the log has been rotated.
@@ -191,6 +198,7 @@ fn write(options: &WriterOptions, mut log: File, mut copy: File, shared: &Shared
         (written..written + count).for_each(|n| lines.line(options.first_serial + n, second, &mut text));
         copy.write_all(&text).context("writing the copy")?;
         log.write_all(&text).context("writing the log")?;
+        shared.bytes.fetch_add(text.len() as u64, Ordering::SeqCst);
         shared.written.store(written + count, Ordering::SeqCst);
         if count == until_rotation {
             rotate(&options.log)?;

@@ -6,6 +6,7 @@
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -77,10 +78,28 @@ fn now() -> i64 {
     jiff::Timestamp::now().as_second()
 }
 
-/// Waits until a process answers requests and lines go on to be committed behind it.
+/// Starts a process and waits until it is ready.
 async fn restart(cluster: &mut Cluster, role: Role) -> Result<()> {
     cluster.start_node(role)?;
     cluster.wait_until_ready(role).await
+}
+
+#[test]
+fn the_programs_find_nothing_wrong_with_the_configuration() -> Result<()> {
+    let cluster = Cluster::prepare(ClusterOptions { agents: 2, edges: 2, mid: true, ..ClusterOptions::default() })?;
+    let check = |program: &Path, arguments: &[&str], file: &Path| -> Result<()> {
+        let output = Command::new(program).args(arguments).arg(file).output()?;
+        ensure!(output.status.success(), "{}: {}", file.display(), String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    };
+    let programs = cluster.programs();
+    check(&programs.aggregator, &["topology", "check"], &cluster.folder().join("topology.toml"))?;
+    assert_eq!(cluster.roles().len(), 6);
+    for role in cluster.roles() {
+        let program = if matches!(role, Role::Agent(_)) { &programs.agent } else { &programs.aggregator };
+        check(program, &["check", "--config"], cluster.config(role))?;
+    }
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -169,7 +188,7 @@ async fn all_local_state_is_deleted_between_stop_and_start() -> Result<()> {
             writer.wait_for_more(3000).await?;
             for role in ONE_AGENT {
                 cluster.wipe_state(role)?;
-                restart_without_waiting(cluster, role)?;
+                cluster.start_node(role)?;
             }
             for role in ONE_AGENT {
                 cluster.wait_until_ready(role).await?;
@@ -179,10 +198,6 @@ async fn all_local_state_is_deleted_between_stop_and_start() -> Result<()> {
         stop(writer)
     })
     .await
-}
-
-fn restart_without_waiting(cluster: &mut Cluster, role: Role) -> Result<()> {
-    cluster.start_node(role)
 }
 
 #[tokio::test(flavor = "multi_thread")]
