@@ -553,14 +553,20 @@ impl Cluster {
         Ok(sum_of_samples(&answer.text().await?, name))
     }
 
-    /// Waits until all that an agent has found in its files is committed.
+    /// Waits until all of `log`, as it is on disk, is committed, and all else that the agent has found.
     ///
     /// # Errors
     /// It doesn't come about.
-    pub async fn wait_until_committed(&self, number: usize) -> Result<()> {
-        until(format!("agent {number} to have everything committed"), LIMIT, async || {
-            let lag = self.agent_lag(number).await?;
-            ensure!(lag == 0, "{lag} bytes are not");
+    pub async fn wait_until_committed(&self, number: usize, log: &Path) -> Result<()> {
+        until(format!("all of {} to be committed", log.display()), LIMIT, async || {
+            // An agent that hasn't looked since the last line was written says that nothing is missing.
+            let size = fs::metadata(log)?.len();
+            let status = self.status(Role::Agent(number)).await?;
+            let files = status["files"].as_array().context("a status without files")?;
+            let whole = |file: &serde_json::Value| {
+                file["path"].as_str().map(Path::new) == Some(log) && file["size"] == size && file["committed"] == size
+            };
+            ensure!(files.iter().any(whole) && status["lag_bytes"] == 0, "{size} bytes, and the agent says: {status}");
             Ok(Some(()))
         })
         .await

@@ -110,7 +110,7 @@ async fn lines_become_one_file_of_their_minute() -> Result<()> {
         let second = now();
         for part in 0..5 {
             write_lines(&log(cluster, 0), part * 100..(part + 1) * 100, |_| second)?;
-            cluster.wait_until_committed(0).await?;
+            cluster.wait_until_committed(0, &log(cluster, 0)).await?;
         }
         let sink = cluster.sink();
         until("the minute to be published", LIMIT, async || {
@@ -231,7 +231,7 @@ async fn the_spool_holds_what_comes_while_the_root_is_down_and_the_files_what_co
             restart(cluster, role).await?;
             // Only now is it sure that the downtime is over for the agent, too.
             writer.pause().await?;
-            cluster.wait_until_committed(0).await?;
+            cluster.wait_until_committed(0, &log(cluster, 0)).await?;
             writer.resume();
         }
         stop(writer)
@@ -268,7 +268,7 @@ async fn copytruncate_under_a_writer_that_pauses_for_it() -> Result<()> {
         for round in 0..4 {
             writer.wait_for_more(4000).await?;
             writer.pause().await?;
-            cluster.wait_until_committed(0).await?;
+            cluster.wait_until_committed(0, &log(cluster, 0)).await?;
             logrotate.rotate().await?;
             writer.resume();
             if round == 1 {
@@ -319,7 +319,7 @@ async fn a_file_that_is_deleted_while_it_is_read_is_read_to_its_end() -> Result<
         let copy = copy(cluster, 0);
         let second = now();
         write_lines(&path, 0..2000, |_| second)?;
-        cluster.wait_until_committed(0).await?;
+        cluster.wait_until_committed(0, &log(cluster, 0)).await?;
         // The edge is down, so nothing of what follows can have been shipped when the file is deleted.
         cluster.stop(Role::Edge(0)).await?;
         write_lines(&path, 2000..40_000, |_| second)?;
