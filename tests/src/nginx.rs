@@ -19,7 +19,7 @@ use crate::process::{AtParentDeath, Process};
 use crate::wait::until;
 
 /// Only turns a hang into a failure.
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(60);
 /// How often another port is tried when somebody took it between our choice and nginx's start.
 const PORT_TRIES: u32 = 5;
 
