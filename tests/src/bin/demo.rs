@@ -1,5 +1,6 @@
 //! A log writer, an agent, an edge and a root on local files, live on the terminal: what `tests/demo.sh` runs.
 
+use std::collections::BTreeMap;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -87,7 +88,7 @@ async fn run(cluster: &mut Cluster, kill: bool) -> Result<()> {
     let first_end = (begun + FIRST_MINUTE_S) / 60 * 60 + 60;
     let last_line = first_end + 60 - LAST_PAUSE_S;
     let mut kills = if kill { kills(begun, last_line) } else { Vec::new() }.into_iter().peekable();
-    let mut display = Display::new();
+    let (mut display, mut counters) = (Display::new(), Counters::default());
     while Timestamp::now().as_second() < last_line {
         if let Some((_, role)) = kills.next_if(|(second, _)| Timestamp::now().as_second() >= *second) {
             cluster.kill9(role)?;
@@ -95,13 +96,13 @@ async fn run(cluster: &mut Cluster, kill: bool) -> Result<()> {
             cluster.start_node(role)?;
         }
         cluster.check_alive()?;
-        display.show(&Progress::look(cluster, &writer).await, "writing")?;
+        display.show(&Progress::look(cluster, &writer, &mut counters).await, "writing")?;
         tokio::time::sleep(LOOK).await;
     }
     writer.pause().await?;
     let written = writer.written();
     until("everything to be published", LIMIT, async || {
-        let progress = Progress::look(cluster, &writer).await;
+        let progress = Progress::look(cluster, &writer, &mut counters).await;
         display.show(&progress, "waiting for the last minute to be over")?;
         ensure!(progress.published >= written, "{} of {written} lines are", progress.published);
         Ok(Some(()))
@@ -153,6 +154,24 @@ fn say(line: &str) -> Result<()> {
     writeln!(io::stdout(), "{line}").context("writing to the terminal")
 }
 
+/// Counters of processes that begin at nothing when they are started again, counted on.
+#[derive(Default)]
+struct Counters(BTreeMap<&'static str, (f64, f64)>);
+
+impl Counters {
+    /// What a counter has come to over all runs; `now` is what the present run says, if it answers.
+    fn total(&mut self, name: &'static str, now: Option<f64>) -> f64 {
+        let (before, last) = self.0.entry(name).or_default();
+        if let Some(now) = now {
+            if now < *last {
+                *before += *last;
+            }
+            *last = now;
+        }
+        *before + *last
+    }
+}
+
 /// How far the lines have come.
 #[derive(Default)]
 struct Progress {
@@ -169,18 +188,26 @@ struct Progress {
 }
 
 impl Progress {
-    /// Asks everybody. What a process that is just being started doesn't say counts as nothing.
-    async fn look(cluster: &Cluster, writer: &Writer) -> Self {
-        let agent = async |name: &str| cluster.metric(Role::Agent(0), name).await.unwrap_or_default();
+    /// Asks everybody. Of a process that doesn't answer now, what it said last counts.
+    async fn look(cluster: &Cluster, writer: &Writer, counters: &mut Counters) -> Self {
+        let mut counted = async |role: Role, name: &'static str| {
+            let now = cluster.metric(role, name).await.ok();
+            counters.total(name, now)
+        };
+        let (agent, root) = (Role::Agent(0), Role::Root);
+        let read = counted(agent, "tributary_agent_lines_total").await;
+        let shipped_bytes = counted(agent, "tributary_agent_shipped_bytes_total").await;
+        let committed_bytes = counted(agent, "tributary_agent_committed_bytes_total").await;
+        let records = counted(root, "tributary_aggregator_root_records_total").await;
         // During a rename a look at the directory can fail; the next one comes soon.
         let seen = Published::look(&cluster.sink()).await.unwrap_or_default();
         Self {
             written: writer.written(),
             written_bytes: writer.bytes(),
-            read: agent("tributary_agent_lines_total").await,
-            shipped_bytes: agent("tributary_agent_shipped_bytes_total").await,
-            committed_bytes: agent("tributary_agent_committed_bytes_total").await,
-            records: cluster.metric(Role::Root, "tributary_aggregator_root_records_total").await.unwrap_or_default(),
+            read,
+            shipped_bytes,
+            committed_bytes,
+            records,
             files: seen.files().len() + seen.late().len(),
             minutes: seen.hours.len(),
             unpublished: seen.unpublished.len(),
@@ -270,5 +297,17 @@ impl Display {
         if let Self::Terminal { rows, .. } = self {
             rows.iter().for_each(ProgressBar::abandon);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_counter_goes_on_where_the_run_before_ended() {
+        let mut counters = Counters::default();
+        let seen = [Some(5.0), Some(7.0), None, Some(1.0), Some(3.0)].map(|now| counters.total("a", now));
+        assert!(seen.iter().zip([5.0, 7.0, 7.0, 8.0, 10.0]).all(|(seen, due)| (seen - due).abs() < 1e-9), "{seen:?}");
     }
 }
