@@ -30,10 +30,11 @@ step() { printf '\n== %s (after %d s)\n' "$1" "$((SECONDS - begun))" >&2; }
 output=$(mktemp)
 trap 'rm -f "$output"' EXIT
 status=0
+unclean=''
 
 # Says last what matters most: how many tests there were, which failed, and why.
 summary() {
-    awk -v status="$status" -v seconds="$((SECONDS - begun))" '
+    awk -v status="$status" -v unclean="$unclean" -v seconds="$((SECONDS - begun))" '
         function flush_block() {
             if (name == "") return
             messages = messages "\n" name ":\n"
@@ -50,6 +51,7 @@ summary() {
         name != "" && $0 != "" { block[++lines] = $0 }
         END {
             flush_block()
+            if (unclean != "") printf "\nFailed checks:%s see above\n", unclean
             if (messages != "") printf "\nFailed tests:\n%s", messages
             printf "\n%d tests passed, %d failed, %d ignored, in %d min %02d s: %s\n",
                 passed, failed, ignored, seconds / 60, seconds % 60, status == 0 ? "all good" : "FAILED"
@@ -65,14 +67,14 @@ fi
 step 'setup'
 ./tests/setup.sh
 
-step 'format'
-cargo fmt --all --check
-
-step 'clippy'
-cargo clippy --workspace --all-targets -- -D warnings
-
-step 'documentation'
-RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --quiet
+# All of them before the end, so that one run shows all that is wrong.
+check() {
+    step "$1"
+    "${@:2}" || { status=1 && unclean+=" $1;"; }
+}
+check 'format' cargo fmt --all --check
+check 'clippy' cargo clippy --workspace --all-targets -- -D warnings
+RUSTDOCFLAGS='-D warnings' check 'documentation' cargo doc --workspace --no-deps --quiet
 
 # The tests of whole trees run the programs that this builds.
 step 'build'

@@ -6,7 +6,7 @@
 //!   outcome: the NameNode may still have it in its queue.
 //! - **A new connection after silence.** A host that vanished without a word leaves a connection that looks alive for a
 //!   quarter of an hour, and a NameNode pair whose first member is dead is never left for the second. After
-//!   [`SILENT_CALLS`] calls without an answer the client is built anew, with the NameNodes in another order.
+//!   `SILENT_CALLS` calls without an answer the client is built anew, with the NameNodes in another order.
 //! - **Few retries inside.** The client's own failover loop sleeps for minutes; the users of [`Dfs`] wait themselves, and
 //!   know what for.
 //! - **A task per writer.** A writer is not safe to cancel, its `hsync` may never return when a DataNode of the pipeline is

@@ -219,7 +219,7 @@ impl Run {
         }
     }
 
-    /// As [`Run::check`], for release builds, where it is too dear after each change: the name of the invariant that
+    /// As `Run::check`, for release builds, where it is too dear after each change: the name of the invariant that
     /// does not hold.
     #[must_use]
     pub fn broken_invariant(&self) -> Option<&'static str> {

@@ -1,7 +1,7 @@
 //! Reading configuration files so that one run reports everything that is wrong with them.
 //!
 //! A file passes two stages. [`parse`] reads the TOML and hands its root to a function as a [`Table`], from which that
-//! function asks each key by name, with the [kind](kind) of value that belongs there (a size with a unit, a duration
+//! function asks each key by name, with the [kind] of value that belongs there (a size with a unit, a duration
 //! within bounds, one of a few words). What is asked comes back as a [`Field`]: the value together with the place
 //! where it is written. From fields the function builds its second stage, a validated type that the program uses and
 //! that nothing else can make.
