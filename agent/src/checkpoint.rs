@@ -1,19 +1,31 @@
 //! What the agent remembers of its streams from run to run, in SQLite, on a thread of its own.
 //!
 //! It saves time, no more: without it, upstream is asked what it has. So whatever is wrong with the file never stops
-//! the agent: it is set aside under the name `checkpoints.db.corrupt-<n>`, loudly, and a new one is begun. (A file of a
-//! newer version is set aside the same way; one on a disk that is full or read-only is tried again with every write.)
+//! the agent:
+//!
+//! | Trouble | What is done |
+//! |---|---|
+//! | corrupt, no database, of a newer version | set aside under the name `checkpoints.db.corrupt-<n>`, and a new one begun |
+//! | removed or replaced while it is in use | a new one is written, with all that is known |
+//! | locked by another process, read-only, on a full or broken disk | tried again every few seconds, until all is written |
+//!
+//! Each is logged as an error, counted, and told to `readyz` until all is written again.
 //!
 //! Changes are gathered and written in one transaction per second. WAL and `synchronous=FULL`: what is written survives
 //! a power cut.
+//!
+//! [`DataDir`] keeps two agents from sharing a directory.
 
 use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, params};
+use rustix::fs::{Access, FlockOperation, access, flock};
 use tributary_common::ids::{CategoryName, StreamId};
 use tributary_common::messages::Categories;
 use tributary_common::position::{Position, TailHash};
@@ -23,6 +35,12 @@ const VERSION: i64 = 1;
 
 /// How long changes are gathered.
 const WRITE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How soon what could not be written is tried again, if nothing new is to be written before.
+const RETRY_INTERVAL: Duration = Duration::from_secs(2);
+
+/// How long SQLite waits for another process that has locked the database.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Streams of files that are gone are forgotten after so long: by then upstream has forgotten them, too.
 const FORGET_GONE_AFTER_MS: i64 = 60 * 86_400_000;
@@ -121,17 +139,16 @@ impl std::fmt::Debug for Checkpoints {
 }
 
 impl Checkpoints {
-    /// Opens what lies in `data_dir`, which is made if it is missing. `failed` is called for each trouble, after it was
-    /// logged.
+    /// Opens what lies in `data_dir`, which is made if it is missing. `told` is called with each trouble, after it was
+    /// logged, and with nothing when all is written again.
     ///
     /// # Errors
     /// When the system gives no thread. Whatever is wrong with the files is dealt with.
-    pub fn open(data_dir: &Path, failed: impl Fn() + Send + 'static) -> std::io::Result<(Self, Remembered)> {
-        if let Err(error) = std::fs::create_dir_all(data_dir) {
-            tracing::error!(data_dir = %data_dir.display(), %error, "the data directory can't be made: no checkpoints are kept, upstream is asked instead");
-            failed();
-        }
-        let (mut store, remembered) = Store::open(data_dir.join("checkpoints.db"), failed);
+    pub fn open(
+        data_dir: &Path,
+        told: impl Fn(Option<String>) + Send + 'static,
+    ) -> std::io::Result<(Self, Remembered)> {
+        let (mut store, remembered) = Store::open(data_dir.join("checkpoints.db"), told);
         let (messages, queue) = channel();
         let thread = std::thread::Builder::new().name("checkpoints".to_owned()).spawn(move || store.serve(&queue))?;
         Ok((Self { messages: Some(messages), thread: Some(thread) }, remembered))
@@ -168,10 +185,55 @@ impl Drop for Checkpoints {
     }
 }
 
+/// The directory in which an agent keeps what it remembers, for itself alone: two agents with the same would ship the
+/// same files, and each would undo what the other has written.
+#[derive(Debug)]
+pub struct DataDir {
+    /// Locked until it is closed. A directory can be locked where nothing can be written, too.
+    _locked: Option<File>,
+}
+
+/// Another agent has the directory.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "another agent runs with data_dir = {:?}: stop that one first (also before --once), or give this one a directory of its own",
+    .0.display()
+)]
+pub struct DataDirTaken(pub PathBuf);
+
+impl DataDir {
+    /// Makes it, if it is missing, and takes it for this process. Where it can't be made or locked, for another reason
+    /// than that another process has it, that is logged, and the agent goes without.
+    ///
+    /// # Errors
+    /// When another process has it.
+    pub fn take(path: &Path) -> Result<Self, DataDirTaken> {
+        let opened = std::fs::create_dir_all(path).and_then(|()| File::open(path));
+        let locked = match opened.map(|file| (flock(&file, FlockOperation::NonBlockingLockExclusive), file)) {
+            Ok((Ok(()), file)) => Some(file),
+            Ok((Err(rustix::io::Errno::WOULDBLOCK), _)) => return Err(DataDirTaken(path.to_owned())),
+            Ok((Err(error), _)) => {
+                let error = std::io::Error::from(error);
+                tracing::warn!(data_dir = %path.display(), %error, "the data directory can't be locked: see to it that no second agent uses it");
+                None
+            }
+            Err(error) => {
+                tracing::error!(data_dir = %path.display(), %error, "the data directory can't be made or opened: no checkpoints are kept, upstream is asked instead");
+                None
+            }
+        };
+        Ok(Self { _locked: locked })
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 enum StoreError {
     #[error("{0}")]
     Sqlite(#[from] rusqlite::Error),
+    #[error("its directory can't be made or written to: {0}")]
+    Directory(std::io::Error),
+    #[error("it was removed or replaced while it was in use")]
+    Gone,
     #[error("it has version {0}, and this program knows up to {VERSION}: it was written by a newer one")]
     Newer(i64),
     #[error("the checkpoint {0:?} can't be read")]
@@ -192,42 +254,46 @@ impl StoreError {
                 )
             ),
             Self::Newer(_) | Self::Row(_) => true,
+            Self::Directory(_) | Self::Gone => false,
         }
     }
 }
 
 struct Store<F> {
     path: PathBuf,
-    connection: Option<Connection>,
+    database: Option<Database>,
     /// All streams, so that a new file can be filled.
     streams: HashMap<StreamId, Checkpoint>,
     categories: Option<Categories>,
     /// Changed, or forgotten, since the last write.
     unwritten: HashSet<StreamId>,
     categories_unwritten: bool,
-    failed: F,
-    /// Whether the last write failed: that is logged once.
+    told: F,
+    /// Whether the last attempt failed.
     failing: bool,
+    /// What was logged last of it: the same is not logged again.
+    logged: Option<String>,
 }
 
-impl<F: Fn()> Store<F> {
-    fn open(path: PathBuf, failed: F) -> (Self, Remembered) {
+impl<F: Fn(Option<String>)> Store<F> {
+    fn open(path: PathBuf, told: F) -> (Self, Remembered) {
         let mut store = Self {
             path,
-            connection: None,
+            database: None,
             streams: HashMap::new(),
             categories: None,
             unwritten: HashSet::new(),
             categories_unwritten: false,
-            failed,
+            told,
             failing: false,
+            logged: None,
         };
-        let remembered = match connect(&store.path).and_then(|connection| {
-            let remembered = load(&connection)?;
-            Ok((connection, remembered))
+        let remembered = match Database::connect(&store.path).and_then(|database| {
+            let remembered = load(&database.connection)?;
+            Ok((database, remembered))
         }) {
-            Ok((connection, remembered)) => {
-                store.connection = Some(connection);
+            Ok((database, remembered)) => {
+                store.database = Some(database);
                 remembered
             }
             Err(error) => {
@@ -241,9 +307,21 @@ impl<F: Fn()> Store<F> {
     }
 
     fn serve(&mut self, queue: &Receiver<Message>) {
-        // While there is nothing to do, nothing wakes up.
-        while let Ok(first) = queue.recv() {
-            self.take(first);
+        loop {
+            // While there is nothing to do, nothing wakes up.
+            let first = if self.failing {
+                queue.recv_timeout(RETRY_INTERVAL)
+            } else {
+                queue.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            };
+            match first {
+                Ok(message) => self.take(message),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.write();
+                    continue;
+                }
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
             let until = Instant::now() + WRITE_INTERVAL;
             let ended = loop {
                 match queue.recv_timeout(until.saturating_duration_since(Instant::now())) {
@@ -282,27 +360,36 @@ impl<F: Fn()> Store<F> {
     }
 
     fn write(&mut self) {
-        if let Err(error) = self.try_write() {
-            self.trouble(&error);
-            // With the old file out of the way, the next attempt makes a new one.
-            if self.connection.is_none()
-                && error.is_of_the_file()
-                && let Err(error) = self.try_write()
-            {
-                self.trouble(&error);
+        let Err(error) = self.try_write() else { return self.works() };
+        self.trouble(&error);
+        // With the old file out of the way, there can be a new one.
+        if self.database.is_none() && (error.is_of_the_file() || matches!(error, StoreError::Gone)) {
+            match self.try_write() {
+                Ok(()) => self.works(),
+                Err(error) => self.trouble(&error),
             }
-        } else {
-            self.failing = false;
+        }
+    }
+
+    fn works(&mut self) {
+        if std::mem::take(&mut self.failing) {
+            tracing::info!(path = %self.path.display(), "checkpoints are written again");
+            self.logged = None;
+            (self.told)(None);
         }
     }
 
     fn try_write(&mut self) -> Result<(), StoreError> {
-        let connection = match &mut self.connection {
-            Some(connection) => connection,
+        if self.database.as_ref().is_some_and(|database| Database::file_at(&self.path) != Some(database.file)) {
+            self.database = None;
+            return Err(StoreError::Gone);
+        }
+        let connection = match &mut self.database {
+            Some(database) => &mut database.connection,
             none => {
                 self.unwritten = self.streams.keys().copied().collect();
                 self.categories_unwritten = self.categories.is_some();
-                none.insert(connect(&self.path)?)
+                &mut none.insert(Database::connect(&self.path)?).connection
             }
         };
         let transaction = connection.transaction()?;
@@ -349,9 +436,11 @@ impl<F: Fn()> Store<F> {
 
     /// Deals with an error: sets the file aside if it is at fault.
     fn trouble(&mut self, error: &StoreError) {
-        (self.failed)();
+        self.failing = true;
+        let text = error.to_string();
+        (self.told)(Some(format!("checkpoints can't be written to {}: {text}", self.path.display())));
         if error.is_of_the_file() {
-            self.connection = None;
+            self.database = None;
             match set_aside(&self.path) {
                 Ok(aside) => tracing::error!(
                     path = %self.path.display(), set_aside = %aside.display(), %error,
@@ -362,20 +451,44 @@ impl<F: Fn()> Store<F> {
                     "the checkpoints can't be used nor set aside: what is committed is asked for upstream; remove the file"
                 ),
             }
-        } else if !self.failing {
+        } else if self.logged.as_ref() != Some(&text) {
             tracing::error!(
                 path = %self.path.display(), %error,
-                "checkpoints can't be written: nothing is lost, but after a restart what is committed is asked for upstream"
+                "checkpoints can't be read or written: nothing is lost, it is tried again; after a restart what is committed is asked for upstream"
             );
+            self.logged = Some(text);
         }
-        self.failing = true;
+    }
+}
+
+/// An open database.
+struct Database {
+    connection: Connection,
+    /// Device and inode number of its file. SQLite itself would go on writing to a file that is gone.
+    file: (u64, u64),
+}
+
+impl Database {
+    fn connect(path: &Path) -> Result<Self, StoreError> {
+        if let Some(directory) = path.parent() {
+            // SQLite says only that it can't open the file.
+            let writable = || Ok(access(directory, Access::WRITE_OK | Access::EXEC_OK)?);
+            std::fs::create_dir_all(directory).and_then(|()| writable()).map_err(StoreError::Directory)?;
+        }
+        let connection = connect(path)?;
+        let file = Self::file_at(path).ok_or(StoreError::Gone)?;
+        Ok(Self { connection, file })
+    }
+
+    fn file_at(path: &Path) -> Option<(u64, u64)> {
+        std::fs::metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
     }
 }
 
 fn connect(path: &Path) -> Result<Connection, StoreError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(path, flags)?;
-    connection.busy_timeout(Duration::from_secs(5))?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
@@ -491,8 +604,8 @@ mod tests {
     fn open(dir: &Path) -> Opened {
         let failures = Arc::new(AtomicU32::new(0));
         let count = Arc::clone(&failures);
-        let (checkpoints, remembered) = Checkpoints::open(dir, move || {
-            count.fetch_add(1, Ordering::Relaxed);
+        let (checkpoints, remembered) = Checkpoints::open(dir, move |trouble| {
+            count.fetch_add(u32::from(trouble.is_some()), Ordering::Relaxed);
         })
         .expect("opens");
         Opened { checkpoints, remembered, failures }

@@ -223,7 +223,10 @@ async fn answer(
         };
     }
     if path == "/readyz" {
-        let now = handle.status().await.map_or_else(|| Some("the agent is ending".to_owned()), |status| status.trouble);
+        let now = match handle.status().await {
+            None => Some("the agent is ending".to_owned()),
+            Some(status) => (!status.troubles.is_empty()).then(|| status.troubles.join("\n")),
+        };
         *trouble.lock().unwrap_or_else(PoisonError::into_inner) = now;
     }
     ops.answer(method, path)

@@ -61,6 +61,8 @@ pub struct AgentMetrics {
     pub implausible_times: Counter,
     /// Troubles with the checkpoints.
     pub checkpoint_errors: Counter,
+    /// 1 while checkpoints can't be written.
+    pub checkpoints_failing: Gauge,
     /// Streams that stopped, because upstream refuses them for good.
     pub stopped: Gauge,
     /// Times that upstream wanted what it had committed before.
@@ -105,6 +107,11 @@ impl AgentMetrics {
             registry.register_with_unit(name, help, Unit::Bytes, gauge.clone());
         }
         registry.register("open_files", "Files held open", self.open_files.clone());
+        registry.register(
+            "checkpoints_failing",
+            "1 while checkpoints can't be written",
+            self.checkpoints_failing.clone(),
+        );
         registry.register("stopped_streams", "Streams that upstream refuses for good", self.stopped.clone());
         registry.register("request_errors", "Requests without an answer", self.request_errors.clone());
     }

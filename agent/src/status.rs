@@ -20,8 +20,8 @@ pub struct Status {
     pub host: String,
     /// Where it sends to.
     pub endpoint: String,
-    /// Why that doesn't work, if it doesn't.
-    pub trouble: Option<String>,
+    /// Why it can't do its work as it should: the endpoint doesn't answer, checkpoints can't be written.
+    pub troubles: Vec<String>,
     /// Bytes read, and being packed or sent.
     pub buffered_bytes: u64,
     /// Bytes in files that are not committed.
@@ -65,7 +65,7 @@ impl Status {
     pub fn to_text(&self) -> String {
         let mut text =
             format!("agent {} on {} (version {}) sends to {}\n", self.agent, self.host, self.version, self.endpoint);
-        if let Some(trouble) = &self.trouble {
+        for trouble in &self.troubles {
             let _ = writeln!(text, "trouble: {trouble}");
         }
         let _ = writeln!(
@@ -112,7 +112,7 @@ mod tests {
             agent: "web-1".parse().expect("valid"),
             host: "web-1".into(),
             endpoint: "http://edge:1".into(),
-            trouble: Some("it is down".into()),
+            troubles: vec!["it is down".into()],
             buffered_bytes: 0,
             lag_bytes: 7,
             files: vec![FileStatus {

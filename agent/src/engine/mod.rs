@@ -11,8 +11,8 @@ use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, HashMap, HashSet, VecDeque};
 use std::fs::File;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rand::RngExt;
@@ -25,7 +25,7 @@ use tributary_common::ids::StreamId;
 use tributary_common::messages::{Answers, Categories};
 use tributary_common::position::Position;
 
-use crate::checkpoint::{Checkpoint, Checkpoints, Remembered};
+use crate::checkpoint::{Checkpoint, Checkpoints, DataDir, DataDirTaken, Remembered};
 use crate::config::AgentConfig;
 use crate::discover::{DirectoryWatcher, Hint, Scan};
 use crate::identity::{FileFacts, FileKey};
@@ -94,6 +94,9 @@ pub enum RunError {
         #[source]
         error: std::io::Error,
     },
+    /// Another agent has the data directory.
+    #[error(transparent)]
+    DataDir(#[from] DataDirTaken),
     /// The port for operators is not to be had.
     #[error("listening on {address}, for operators: {error}; write another [http] listen, or enabled = false")]
     Listen {
@@ -235,6 +238,10 @@ pub struct Engine {
     sender: mpsc::UnboundedSender<Event>,
     workers: Workers,
     checkpoints: Checkpoints,
+    /// Why checkpoints can't be written, if they can't.
+    checkpoint_trouble: Arc<Mutex<Option<String>>>,
+    /// Locked until everything else has ended.
+    _data_dir: DataDir,
     remembered: HashMap<u64, Vec<Checkpoint>>,
     taken: HashSet<StreamId>,
     watcher: DirectoryWatcher,
@@ -299,11 +306,19 @@ impl Engine {
     pub fn new(config: Arc<AgentConfig>, once: bool, metrics: AgentMetrics) -> Result<Self, RunError> {
         let now = Instant::now();
         let (sender, events) = mpsc::unbounded_channel();
-        let errors = metrics.checkpoint_errors.clone();
-        let (checkpoints, remembered) = Checkpoints::open(&config.data_dir, move || {
-            errors.inc();
-        })
-        .map_err(|error| RunError::Start { what: "starting the thread of the checkpoints", error })?;
+        let data_dir = DataDir::take(&config.data_dir)?;
+        let checkpoint_trouble = Arc::new(Mutex::new(None));
+        let told = {
+            let (errors, failing) = (metrics.checkpoint_errors.clone(), metrics.checkpoints_failing.clone());
+            let trouble = Arc::clone(&checkpoint_trouble);
+            move |what: Option<String>| {
+                errors.inc_by(u64::from(what.is_some()));
+                failing.set(i64::from(what.is_some()));
+                *trouble.lock().unwrap_or_else(PoisonError::into_inner) = what;
+            }
+        };
+        let (checkpoints, remembered) = Checkpoints::open(&config.data_dir, told)
+            .map_err(|error| RunError::Start { what: "starting the thread of the checkpoints", error })?;
         let Remembered { streams, categories } = remembered;
         let taken = streams.iter().map(|one| one.stream).collect();
         let mut by_inode: HashMap<u64, Vec<Checkpoint>> = HashMap::new();
@@ -336,6 +351,8 @@ impl Engine {
             sender,
             workers,
             checkpoints,
+            checkpoint_trouble,
+            _data_dir: data_dir,
             remembered: by_inode,
             taken,
             watcher,
@@ -544,11 +561,17 @@ impl Engine {
             agent: self.config.agent_id.clone(),
             host: self.config.host.clone(),
             endpoint: self.config.endpoints[self.pool.current()].to_string(),
-            trouble: self.trouble.clone(),
+            troubles: self.troubles(),
             buffered_bytes: self.buffered.load(Ordering::Relaxed) + self.reserved,
             lag_bytes: self.lag(),
             files,
         }
+    }
+
+    /// What keeps the agent from doing its work as it should.
+    fn troubles(&self) -> Vec<String> {
+        let checkpoints = self.checkpoint_trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        self.trouble.iter().cloned().chain(checkpoints).collect()
     }
 
     fn file_status(&self, tail: &Tail) -> FileStatus {

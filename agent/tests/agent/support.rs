@@ -374,6 +374,10 @@ pub(crate) struct Scene {
     /// More of the agent's configuration, and of its source's.
     pub(crate) settings: String,
     pub(crate) source: String,
+    /// Where the agent's data lies, if not in the usual place.
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Where the agent answers its operators, if it does.
+    ops: Option<std::net::SocketAddr>,
 }
 
 impl Scene {
@@ -386,7 +390,46 @@ impl Scene {
         }
         let dir = tempfile::tempdir().expect("a directory");
         std::fs::create_dir(dir.path().join("logs")).expect("made");
-        Self { dir, root, edges: started, settings: String::new(), source: String::new() }
+        let (settings, source) = (String::new(), String::new());
+        Self { dir, root, edges: started, settings, source, data_dir: None, ops: None }
+    }
+
+    /// The directory in which all lies.
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// From now on the agent answers its operators.
+    pub(crate) fn answers_operators(mut self) -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        self.ops = Some(listener.local_addr().expect("an address"));
+        self
+    }
+
+    /// What the agent answers its operators; empty while it doesn't.
+    pub(crate) async fn ask(&self, path: &str) -> String {
+        match reqwest::get(format!("http://{}{path}", self.ops.expect("it answers operators"))).await {
+            Ok(response) => response.text().await.unwrap_or_default(),
+            Err(_) => String::new(),
+        }
+    }
+
+    /// Waits until the agent's answer fulfills the condition; returns it.
+    pub(crate) async fn answer(&self, path: &str, condition: impl Fn(&str) -> bool) -> String {
+        let start = Instant::now();
+        loop {
+            let text = self.ask(path).await;
+            if condition(&text) {
+                return text;
+            }
+            assert!(start.elapsed() < PATIENCE, "waited for too long: {path} says {text}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Waits until the agent says that it can do its work.
+    pub(crate) async fn ready(&self) {
+        self.answer("/readyz", |text| text == "ready\n").await;
     }
 
     /// A log file's path.
@@ -396,19 +439,20 @@ impl Scene {
 
     /// The agent's data directory.
     pub(crate) fn data_dir(&self) -> PathBuf {
-        self.dir.path().join("data")
+        self.data_dir.clone().unwrap_or_else(|| self.dir.path().join("data"))
     }
 
     pub(crate) fn config(&self) -> AgentConfig {
         let endpoints: Vec<String> = self.edges.iter().map(|edge| format!("{:?}", edge.url)).collect();
         let text = format!(
             "endpoints = [{}]\nagent_id = \"web-1\"\ndata_dir = {:?}\nrefresh_interval = \"100ms\"\ndrain_timeout = \"5s\"\n{}\n\
-             batch = {{ max_bytes = \"64 KiB\", timeout = \"10ms\" }}\nhttp = {{ enabled = false }}\n\
+             batch = {{ max_bytes = \"64 KiB\", timeout = \"10ms\" }}\nhttp = {{ {} }}\n\
              backoff = {{ initial = \"10ms\", max = \"100ms\" }}\n\
              [[source]]\ncategory = \"app\"\ninclude = [{:?}]\nmax_line_bytes = \"4 KiB\"\nrotate_wait = \"100ms\"\n{}\n",
             endpoints.join(", "),
             self.data_dir(),
             self.settings,
+            self.ops.map_or("enabled = false".to_owned(), |ops| format!("listen = \"{ops}\"")),
             self.log("*.log"),
             self.source
         );
@@ -444,6 +488,42 @@ impl Scene {
         )
         .await;
         assert_eq!(self.root().lines(), expected);
+    }
+}
+
+/// A file system in memory, of a size; unmounted in the end.
+pub(crate) struct MemoryDisk(PathBuf);
+
+impl MemoryDisk {
+    /// Mounts it at `path`. None, and a word about it, where that is not permitted.
+    pub(crate) fn mount(path: PathBuf, size: &str) -> Option<Self> {
+        std::fs::create_dir_all(&path).expect("made");
+        let mut mount = std::process::Command::new("mount");
+        let output = mount.args(["-t", "tmpfs", "-o"]).arg(format!("size={size}")).arg("tmpfs").arg(&path).output();
+        match output {
+            Ok(output) if output.status.success() => Some(Self(path)),
+            other => {
+                eprintln!("SKIPPED: mounting a tmpfs is not permitted here, and this test needs one: {other:?}");
+                None
+            }
+        }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// From now on it can be written to, or not.
+    pub(crate) fn writable(&self, writable: bool) {
+        let options = if writable { "remount,rw" } else { "remount,ro" };
+        let status = std::process::Command::new("mount").args(["-o", options]).arg(&self.0).status();
+        assert!(status.expect("mount runs").success(), "{options}");
+    }
+}
+
+impl Drop for MemoryDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("--lazy").arg(&self.0).status();
     }
 }
 

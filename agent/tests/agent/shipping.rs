@@ -1,9 +1,7 @@
 //! An agent over real files, in front of edges in this process: every line arrives once, whatever happens to the files,
 //! the agent and the edges.
 
-mod support;
-
-use support::{Scene, append, lines, wait_for};
+use crate::support::{Scene, append, lines, wait_for};
 use tributary_common::messages::Verdict;
 
 #[tokio::test]
