@@ -301,6 +301,35 @@ async fn a_parent_that_lost_its_spool_gets_everything_again_from_committed() {
 }
 
 #[tokio::test]
+async fn a_spool_that_was_restored_from_an_older_copy_lets_go_of_what_is_committed_and_goes_on() {
+    let (dir, copy) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
+    let parent = Parent::committing();
+    parent.with(|state| state.full = true);
+    let above = serve_tier(parent.clone()).await;
+    let edge = Running::start(dir.path(), &[above.address]).await;
+    offer(edge.address(), &batches(0, 300, 0)).await;
+    edge.kill();
+    let copy_to = |from: &Path, to: &Path| {
+        std::fs::create_dir_all(to).expect("made");
+        for file in std::fs::read_dir(from).expect("lists").flatten() {
+            std::fs::copy(file.path(), to.join(file.file_name())).expect("copied");
+        }
+    };
+    copy_to(&dir.path().join("spool"), &copy.path().join("spool"));
+    parent.with(|state| state.full = false);
+    let edge = Running::start(dir.path(), &[above.address]).await;
+    offer(edge.address(), &batches(300, 500, 0)).await;
+    until("all is committed", || async { edge.committed(S).await == 500 }).await;
+    edge.kill();
+    let edge = Running::start(copy.path(), &[above.address]).await;
+    until("it hears what is committed", || async { edge.committed(S).await == 500 }).await;
+    offer(edge.address(), &batches(500, 600, 500)).await;
+    until("the rest is committed", || async { edge.committed(S).await == 600 }).await;
+    assert_eq!(parent.stored(S), content(S, 0, 600));
+    until("nothing is left of the copy", || async { edge.edge.status().await["spool"]["batches"] == 0 }).await;
+}
+
+#[tokio::test]
 async fn another_parent_takes_over_when_one_is_gone_or_full() {
     let dir = tempfile::tempdir().expect("a directory");
     let (first, second) = (Parent::committing(), Parent::committing());

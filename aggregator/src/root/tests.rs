@@ -613,3 +613,50 @@ async fn a_root_that_is_stopped_leaves_its_lanes_to_another_one_at_once() {
     until(async || serves(&second, 0) && serves(&second, 1)).await;
     assert!(matches!(first.serving(LaneId(0)), Err(Overloaded { elsewhere: Some(Elsewhere::Sibling), .. })));
 }
+
+#[tokio::test]
+async fn a_stream_that_was_silent_for_stream_ttl_is_forgotten_for_good_and_its_old_batches_are_refused() {
+    let dir = tempdir();
+    let now_ms = Arc::new(std::sync::atomic::AtomicI64::new(100_000));
+    let clock = {
+        let now_ms = Arc::clone(&now_ms);
+        WallClock::new(move || now_ms.load(std::sync::atomic::Ordering::Relaxed))
+    };
+    let stream_ttl = Duration::from_secs(1000);
+    let root = Harness::start(dir.path(), LaneSettings { clock, stream_ttl, ..settings(0) });
+    let log = Log::new(1, 100, 0, 1);
+    assert_eq!(root.offer(log.batch(0, 50)).await.verdict, Verdict::Ok, "received 100 s ago");
+    root.committed(&log, log.line_start(50)).await;
+    now_ms.fetch_add(1_000_000, std::sync::atomic::Ordering::Relaxed);
+    until(async || root.positions(&log, None).await.verdict == Verdict::Unknown).await;
+    let ledger = |root: &Harness| root.lane_files().into_iter().filter(|name| name.starts_with("ledger-")).max();
+    let before = ledger(&root);
+    until(async || ledger(&root) > before).await;
+    let root = root.restart().await;
+    assert_eq!(root.positions(&log, None).await.verdict, Verdict::Unknown, "the ledger forgot it, too");
+    assert_eq!(root.offer(log.batch(50, 100)).await.verdict, Verdict::Unknown);
+    let old = root.offer(log.batch(0, 50)).await.verdict;
+    assert!(matches!(&old, Verdict::Refused { reason } if reason.contains("stream_ttl")), "{old:?}");
+}
+
+#[tokio::test]
+async fn a_spool_that_comes_back_adds_to_the_next_owner_only_what_is_missing_though_its_agent_is_gone() {
+    let dir = tempdir();
+    let root = Harness::start(dir.path(), settings(0));
+    let log = Log::new(1, 300, 0, 1);
+    for (from, to) in [(0, 100), (100, 150)] {
+        assert_eq!(root.offer(log.batch(from, to)).await.verdict, Verdict::Ok);
+    }
+    root.committed(&log, log.line_start(150)).await;
+    let root = root.restart().await;
+    // Cut by another edge, days ago. Nobody is left who could send other batches.
+    let mut sent = 30;
+    for to in [90, 130, 200, 300] {
+        let answer = root.offer(log.batch(sent, to)).await;
+        assert_eq!(answer.verdict, Verdict::Ok, "{sent}..{to}: {answer:?}");
+        sent = to;
+    }
+    root.published(1).await;
+    until(async || root.lines().len() >= 300).await;
+    assert_eq!(root.lines(), sorted(&[&log]));
+}
