@@ -221,9 +221,12 @@ impl Watch {
             (Some(_), Some(Mark { word: Word::Goodbye(None), root, .. })) => {
                 ("its owner gave it up", 2 * self.rules.beat() * self.rules.before_me_without(Some(root)))
             }
-            (Some(_), mark) => {
-                let gone = mark.as_ref().map(|mark| &mark.root);
-                let later = self.rules.takeover_after / 4 * self.rules.before_me_without(gone);
+            // A mark goes from owner to owner with the directory: without one the lane was just made.
+            (Some(_), None) => {
+                ("nobody has said that it has it", 2 * self.rules.beat() * (1 + self.rules.before_me_without(None)))
+            }
+            (Some(_), Some(mark)) => {
+                let later = self.rules.takeover_after / 4 * self.rules.before_me_without(Some(&mark.root));
                 ("its owner has been silent for takeover_after", self.rules.takeover_after + later)
             }
         };
@@ -402,6 +405,13 @@ mod tests {
         let unborn = Look::default();
         assert_eq!(takes_after(&mut Watch::new(rules("a"), true), &unborn, 100), Some(Duration::ZERO));
         assert_eq!(takes_after(&mut Watch::new(rules("b"), true), &unborn, 100), Some(AFTER));
+    }
+
+    #[test]
+    fn a_lane_that_was_made_and_has_no_mark_is_taken_soon_and_in_order() {
+        let unmarked = Look { epoch: Some(Epoch(1)), ..Look::default() };
+        assert_eq!(takes_after(&mut Watch::new(rules("a"), true), &unmarked, 100), Some(2 * BEAT));
+        assert_eq!(takes_after(&mut Watch::new(rules("b"), true), &unmarked, 100), Some(4 * BEAT));
     }
 
     #[test]

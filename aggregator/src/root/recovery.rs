@@ -206,17 +206,28 @@ fn unavailable(error: DfsError) -> TakeError {
     TakeError::Dfs { lane: LaneId(0), error }
 }
 
-/// The change of the number of lanes that is under way, if one is: from how many, and to how many.
+/// A change of the number of lanes that is under way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Changing {
+    /// The old number.
+    pub from: LaneCount,
+    /// The new one.
+    pub to: LaneCount,
+    /// What says so.
+    pub mark: DfsPath,
+}
+
+/// The change of the number of lanes that is under way, if one is.
 ///
 /// # Errors
 /// When the sink doesn't say.
-pub async fn changing(dfs: &dyn Dfs) -> Result<Option<(LaneCount, LaneCount)>, TakeError> {
+pub async fn changing(dfs: &dyn Dfs) -> Result<Option<Changing>, TakeError> {
     let dir = DfsPath::base().join("_tributary").join(CHANGING_DIR);
     let entries = dfs.list(&dir).await.map_err(unavailable)?.unwrap_or_default();
     let parsed = |name: &str| {
-        let (from, to) = name.split_once("-to-")?;
+        let (from, to) = name.split_once('@')?.0.split_once("-to-")?;
         let count = |text: &str| LaneCount::try_from(text.parse::<u16>().ok()?).ok();
-        Some((count(from)?, count(to)?))
+        Some(Changing { from: count(from)?, to: count(to)?, mark: dir.join(name) })
     };
     Ok(entries.iter().find_map(|entry| parsed(&entry.name)))
 }
@@ -263,7 +274,7 @@ pub async fn write_base(dfs: &dyn Dfs, lanes: LaneCount) -> Result<(), DfsError>
 /// When it was made for another number, when that is being changed, or when the sink is not available.
 pub async fn check_base(dfs: &dyn Dfs, lanes: LaneCount) -> Result<(), TakeError> {
     loop {
-        if let Some((from, to)) = changing(dfs).await? {
+        if let Some(Changing { from, to, .. }) = changing(dfs).await? {
             return Err(TakeError::Changing { from: from.get(), to: to.get() });
         }
         match read_base(dfs).await? {

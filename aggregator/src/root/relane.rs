@@ -4,18 +4,22 @@
 //!
 //! | Step | What is on the sink then | The next run |
 //! |---|---|---|
-//! | 1 | `_tributary/changing/<from>-to-<to>/`: no root takes a lane any more; each looks again after it has taken one | begins at 2 |
+//! | 1 | `_tributary/changing/<from>-to-<to>@<nonce>/`: no root takes a lane any more; each looks again after it has taken one | begins at 2 |
 //! | 2 | every old lane is fenced and read; what was found in it has settled; its ledger ends with a snapshot of all | begins at 2 |
-//! | 3 | `_tributary/lanes.new/`: the new lanes with their ledgers, each with the streams of its agents and with its share of the old segments, whose files are not there yet | begins at 2, and makes it anew |
-//! | 4 | `…/changing/<from>-to-<to>/ready`: from here on there is no way back, only forward | goes on from 5 |
-//! | 5 | `lanes` is `lanes.old` | goes on |
+//! | 3 | `_tributary/lanes.new-<n>/`: the new lanes with their ledgers, each with the streams of its agents and with its share of the old segments, whose files are not there yet | begins at 2, under another name |
+//! | 4 | `…/ready@<n>` in the mark: from here on there is no way back, only forward | goes on from 5 |
+//! | 5 | `lanes` is `lanes.old-<n>` | goes on |
 //! | 6 | the files of the old segments lie in the new lanes | goes on |
-//! | 7 | `lanes.new` is `lanes` | goes on |
-//! | 8 | `base.json` says the new number | goes on |
-//! | 9 | `lanes.old` and `changing` are gone | nothing is left to do |
+//! | 7 | `lanes.new-<n>` is `lanes` | goes on |
+//! | 8 | `base.json` is `base.json.old-<n>`, and a new one says the new number | goes on |
+//! | 9 | the mark is gone | nothing is left to do |
 //!
 //! Until step 4 nothing was changed that a root would not have changed by taking the lanes. A change that is refused takes its
 //! mark back, and the roots go on with the old number.
+//!
+//! A call whose answer was lost may be carried out much later. So nothing is deleted under a name that is made again, and what
+//! is moved away stays where it was moved to: a late second move finds the place taken. `lanes.old-<n>` holds no data; it may
+//! be deleted by hand on another day.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,10 +27,13 @@ use std::time::Duration;
 
 use tributary_common::ids::{Epoch, LaneCount, LaneId};
 
+use super::hours::{JOIN_PREFIX, TEMP_PREFIX};
 use super::lane::LaneSettings;
 use super::ledger::{Entry, HourKey, HourRecord, HourState, SegmentRecord, StreamRecord};
 use super::marks::OWNER_DIR;
-use super::recovery::{self, CHANGING_DIR, TakeError, base_path, changing, epoch_of, nonce, read_base, write_base};
+use super::recovery::{
+    self, CHANGING_DIR, Changing, TakeError, base_path, changing, epoch_of, nonce, read_base, write_base,
+};
 use super::replication::Replication;
 use super::segment::Counts;
 use super::sink::{LaneSink, lanes_dir};
@@ -37,6 +44,9 @@ const BLOCK_BYTES: u64 = 1 << 20;
 
 /// So many hours are named when a change is refused.
 const NAMED_HOURS: usize = 5;
+
+/// How the mark of an attempt that got ready begins, in the mark of the change.
+const READY: &str = "ready@";
 
 /// The pause between tries of a call that failed for a reason that passes.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -87,29 +97,44 @@ pub struct Changed {
 /// # Errors
 /// When it can't be done now. It says whether the same command goes on later, or nothing was changed.
 pub async fn change_lanes(dfs: &Arc<dyn Dfs>, settings: &LaneSettings, to: LaneCount) -> Result<Changed, ChangeError> {
-    let change = match (changing(&**dfs).await?, read_base(&**dfs).await?) {
-        (Some((from, begun)), _) if begun != to => return Err(ChangeError::Begun { from, to: begun }),
-        (Some((from, _)), _) => Change { dfs, settings, from, to },
+    let base = read_base(&**dfs).await.map_err(not_now)?;
+    let begun = loop {
+        match changing(&**dfs).await.map_err(not_now)? {
+            // Made late by an attempt that heard no answer, and went on under another mark.
+            Some(stale) if base != Some(stale.from) && ready(dfs, &stale.mark).await?.is_none() => {
+                dfs.delete(&stale.mark).await?;
+            }
+            begun => break begun,
+        }
+    };
+    let change = match (begun, base) {
+        (Some(begun), _) if begun.to != to => return Err(ChangeError::Begun { from: begun.from, to: begun.to }),
+        (Some(Changing { from, mark, .. }), _) => Change { dfs, settings, from, to, mark },
         (None, None) => return Err(ChangeError::Unborn(to.get())),
         (None, Some(from)) if from == to => return Ok(Changed { from, to }),
         (None, Some(from)) => {
-            let change = Change { dfs, settings, from, to };
-            dfs.mkdir_all(&change.mark()).await?;
-            change
+            let mark = tributary(CHANGING_DIR).join(format!("{from}-to-{to}@{}", nonce()));
+            dfs.mkdir_all(&mark).await?;
+            Change { dfs, settings, from, to, mark }
         }
     };
-    if dfs.stat(&change.ready()).await?.is_none() {
-        match change.prepare().await {
+    let places = if let Some(places) = ready(dfs, &change.mark).await? {
+        places
+    } else {
+        let places = Places::new(&nonce());
+        match change.prepare(&places).await {
             Ok(()) => {}
             Err(error @ (ChangeError::Take(_) | ChangeError::Hours { .. })) => {
-                change.take_back().await?;
+                dfs.delete(&places.new).await?;
+                dfs.delete(&change.mark).await?;
                 return Err(error);
             }
             Err(error) => return Err(error),
         }
-        dfs.mkdir_all(&change.ready()).await?;
-    }
-    change.finish().await?;
+        dfs.mkdir(&change.mark.join(format!("{READY}{}", places.name))).await?;
+        places
+    };
+    change.finish(&places).await?;
     Ok(Changed { from: change.from, to })
 }
 
@@ -118,18 +143,45 @@ struct Change<'c> {
     settings: &'c LaneSettings,
     from: LaneCount,
     to: LaneCount,
+    mark: DfsPath,
+}
+
+/// Where one attempt puts what, under names that no other one uses.
+struct Places {
+    name: String,
+    new: DfsPath,
+    old: DfsPath,
+    old_base: DfsPath,
+}
+
+impl Places {
+    fn new(name: &str) -> Self {
+        let place = |what: &str| tributary(&format!("{what}-{name}"));
+        Self {
+            name: name.to_owned(),
+            new: place("lanes.new"),
+            old: place("lanes.old"),
+            old_base: place("base.json.old"),
+        }
+    }
+}
+
+/// The places of the attempt of a change that got ready, if one did.
+async fn ready(dfs: &Arc<dyn Dfs>, mark: &DfsPath) -> Result<Option<Places>, DfsError> {
+    let entries = dfs.list(mark).await?.unwrap_or_default();
+    Ok(entries.iter().find_map(|entry| entry.name.strip_prefix(READY)).map(Places::new))
+}
+
+/// An error of the sink says nothing about how far the change is.
+fn not_now(error: TakeError) -> ChangeError {
+    match error {
+        TakeError::Dfs { error, .. } => ChangeError::Dfs(error),
+        error => ChangeError::Take(error),
+    }
 }
 
 fn tributary(name: &str) -> DfsPath {
     DfsPath::base().join("_tributary").join(name)
-}
-
-fn new_lanes() -> DfsPath {
-    tributary("lanes.new")
-}
-
-fn old_lanes() -> DfsPath {
-    tributary("lanes.old")
 }
 
 /// What the old lanes know, together.
@@ -143,26 +195,13 @@ struct Known {
 }
 
 impl Change<'_> {
-    fn mark(&self) -> DfsPath {
-        tributary(CHANGING_DIR).join(format!("{}-to-{}", self.from.get(), self.to.get()))
-    }
-
-    fn ready(&self) -> DfsPath {
-        self.mark().join("ready")
-    }
-
     /// The new lane that the files of an old one go to.
     fn heir(&self, old: LaneId) -> LaneId {
         LaneId(old.0 % self.to.get())
     }
 
-    async fn take_back(&self) -> Result<(), DfsError> {
-        self.dfs.delete(&new_lanes()).await?;
-        self.dfs.delete(&tributary(CHANGING_DIR)).await
-    }
-
     /// Steps 2 and 3.
-    async fn prepare(&self) -> Result<(), ChangeError> {
+    async fn prepare(&self, places: &Places) -> Result<(), ChangeError> {
         let stream_ttl_ms = i64::try_from(self.settings.stream_ttl.as_millis()).unwrap_or(i64::MAX);
         let mut taken = Vec::new();
         for lane in self.from.lanes() {
@@ -221,16 +260,15 @@ impl Change<'_> {
             }
             known.epoch = known.epoch.max(Some(taken.epoch));
         }
-        self.make_new_lanes(&known).await?;
+        self.make_new_lanes(places, &known).await?;
         Ok(())
     }
 
-    async fn make_new_lanes(&self, known: &Known) -> Result<(), DfsError> {
-        self.dfs.delete(&new_lanes()).await?;
+    async fn make_new_lanes(&self, places: &Places, known: &Known) -> Result<(), DfsError> {
         // Higher than any before, so that an answer's epoch still says which of two owners of a stream came later.
         let epoch = Epoch(known.epoch.map_or(0, |epoch| epoch.0) + 1);
         for lane in self.to.lanes() {
-            let dir = new_lanes().join(lane.to_string()).join(format!("e{epoch}-{}", nonce()));
+            let dir = places.new.join(lane.to_string()).join(format!("e{epoch}-{}", nonce()));
             self.dfs.mkdir_all(&dir).await?;
             let streams: Vec<StreamRecord> =
                 known.streams.iter().filter(|stream| stream.agent.lane(self.to) == lane).cloned().collect();
@@ -289,33 +327,37 @@ impl Change<'_> {
     }
 
     /// Steps 5 to 9.
-    async fn finish(&self) -> Result<(), ChangeError> {
-        if self.dfs.stat(&new_lanes()).await?.is_some() {
-            if self.dfs.stat(&old_lanes()).await?.is_none() {
-                self.moved(&lanes_dir(), &old_lanes()).await?;
+    async fn finish(&self, places: &Places) -> Result<(), ChangeError> {
+        if self.dfs.stat(&places.new).await?.is_some() {
+            if self.dfs.stat(&places.old).await?.is_none() {
+                self.moved(&lanes_dir(), &places.old).await?;
             }
-            self.move_segments().await?;
-            // A root that slept since it last looked at the mark may have made a lane of its own. It looks again before it
-            // serves, so there is nothing in it.
-            self.dfs.delete(&lanes_dir()).await?;
-            self.moved(&new_lanes(), &lanes_dir()).await?;
+            self.move_segments(places).await?;
+            if self.dfs.stat(&lanes_dir()).await?.is_some() {
+                // A root that slept since it looked at the mark has made lanes of its own. It looks again before it serves, so
+                // there is nothing in them.
+                self.moved(&lanes_dir(), &tributary(&format!("lanes.empty-{}", nonce()))).await?;
+            }
+            self.moved(&places.new, &lanes_dir()).await?;
         }
-        if read_base(&**self.dfs).await? != Some(self.to) {
-            self.dfs.delete(&base_path()).await?;
+        if read_base(&**self.dfs).await.map_err(not_now)? != Some(self.to) {
+            if self.dfs.stat(&places.old_base).await?.is_none() {
+                self.moved(&base_path(), &places.old_base).await?;
+            }
             write_base(&**self.dfs, self.to).await?;
         }
-        self.dfs.delete(&old_lanes()).await?;
-        self.dfs.delete(&tributary(CHANGING_DIR)).await?;
+        self.dfs.delete(&self.mark).await?;
         Ok(())
     }
 
-    async fn move_segments(&self) -> Result<(), DfsError> {
+    async fn move_segments(&self, places: &Places) -> Result<(), DfsError> {
         for old in self.from.lanes() {
-            let Some(source) = self.newest(&old_lanes(), old).await? else { continue };
-            let target = self.newest(&new_lanes(), self.heir(old)).await?;
-            let target = target.ok_or_else(|| DfsError::NotFound { path: new_lanes() })?;
+            let Some(source) = self.newest(&places.old, old).await? else { continue };
+            let target = self.newest(&places.new, self.heir(old)).await?;
+            let target = target.ok_or_else(|| DfsError::NotFound { path: places.new.clone() })?;
             for file in self.dfs.list(&source).await?.unwrap_or_default() {
-                if Entry::number_of(&file.name).is_none() && file.name != OWNER_DIR {
+                let unfinished = file.name.starts_with(TEMP_PREFIX) || file.name.starts_with(JOIN_PREFIX);
+                if Entry::number_of(&file.name).is_none() && file.name != OWNER_DIR && !unfinished {
                     self.moved(&source.join(&file.name), &target.join(&file.name)).await?;
                 }
             }
