@@ -24,7 +24,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, ErrorCode, OpenFlags, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, Row, params};
 use rustix::fs::{Access, FlockOperation, access, flock};
 use tributary_common::ids::{CategoryName, StreamId};
 use tributary_common::messages::Categories;
@@ -55,7 +55,10 @@ const TABLES: &str = "
         device INTEGER NOT NULL,
         inode INTEGER NOT NULL,
         birth TEXT NOT NULL,
+        origin_inode INTEGER NOT NULL,
+        origin_birth TEXT NOT NULL,
         first_line_bytes INTEGER NOT NULL,
+        first_line_hash TEXT NOT NULL,
         incarnation INTEGER NOT NULL,
         base INTEGER NOT NULL,
         base_tail TEXT NOT NULL,
@@ -64,7 +67,8 @@ const TABLES: &str = "
         history TEXT NOT NULL,
         category TEXT NOT NULL,
         finished INTEGER NOT NULL,
-        seen_ms INTEGER NOT NULL
+        seen_ms INTEGER NOT NULL,
+        copy_of TEXT
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
 ";
@@ -82,8 +86,15 @@ pub struct Checkpoint {
     pub inode: u64,
     /// See [`tributary_common::ids::StreamIdentity::birth_or_filesystem`].
     pub birth_or_filesystem: i128,
+    /// The inode number of the file in which the stream began, which took part in its id. Another than `inode` where the
+    /// stream goes on in a copy.
+    pub origin_inode: u64,
+    /// The same for `birth_or_filesystem`.
+    pub origin_birth: i128,
     /// How many bytes of the file's beginning took part in the stream's id.
     pub first_line_bytes: u32,
+    /// What [`TailHash::of`] says of these bytes: how copies are found.
+    pub first_line_hash: TailHash,
     /// Which incarnation of the file it is.
     pub incarnation: u32,
     /// Where it began.
@@ -98,6 +109,8 @@ pub struct Checkpoint {
     pub finished: bool,
     /// When this was written, milliseconds since 1970.
     pub seen_ms: i64,
+    /// The stream of which the file is a copy up to `base`.
+    pub copy_of: Option<StreamId>,
 }
 
 impl Checkpoint {
@@ -395,7 +408,8 @@ impl<F: Fn(Option<String>)> Store<F> {
         let transaction = connection.transaction()?;
         {
             let mut statement = transaction.prepare_cached(
-                "INSERT OR REPLACE INTO streams VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
+                "INSERT OR REPLACE INTO streams VALUES
+                 (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)",
             )?;
             let mut forget = transaction.prepare_cached("DELETE FROM streams WHERE stream = ?1")?;
             for stream in &self.unwritten {
@@ -409,7 +423,10 @@ impl<F: Fn(Option<String>)> Store<F> {
                     one.device.cast_signed(),
                     one.inode.cast_signed(),
                     one.birth_or_filesystem.to_string(),
+                    one.origin_inode.cast_signed(),
+                    one.origin_birth.to_string(),
                     one.first_line_bytes,
+                    one.first_line_hash.to_string(),
                     one.incarnation,
                     one.base.offset.cast_signed(),
                     one.base.tail.to_string(),
@@ -419,6 +436,7 @@ impl<F: Fn(Option<String>)> Store<F> {
                     one.category.as_str(),
                     one.finished,
                     one.seen_ms,
+                    one.copy_of.map(|stream| stream.to_string()),
                 ])?;
             }
             if self.categories_unwritten
@@ -507,34 +525,14 @@ fn connect(path: &Path) -> Result<Connection, StoreError> {
 
 fn load(connection: &Connection) -> Result<Remembered, StoreError> {
     let mut statement = connection.prepare(
-        "SELECT stream, path, device, inode, birth, first_line_bytes, incarnation, base, base_tail, committed,
-                committed_tail, category, finished, seen_ms, history FROM streams",
+        "SELECT stream, path, device, inode, birth, origin_inode, origin_birth, first_line_bytes, first_line_hash,
+                incarnation, base, base_tail, committed, committed_tail, history, category, finished, seen_ms, copy_of
+         FROM streams",
     )?;
     let mut rows = statement.query([])?;
     let mut streams = Vec::new();
     while let Some(row) = rows.next()? {
-        let texts: [String; 6] = [row.get(0)?, row.get(1)?, row.get(4)?, row.get(8)?, row.get(10)?, row.get(11)?];
-        let [stream, path, birth, base_tail, committed_tail, category] = texts;
-        let bad = || StoreError::Row(stream.clone());
-        let position = |offset: i64, tail: &str| {
-            let tail = TailHash(u64::from_str_radix(tail, 16).map_err(|_| bad())?);
-            Ok::<_, StoreError>(Position { offset: offset.cast_unsigned(), tail })
-        };
-        streams.push(Checkpoint {
-            stream: stream.parse().map_err(|_| bad())?,
-            path: path.into(),
-            device: row.get::<_, i64>(2)?.cast_unsigned(),
-            inode: row.get::<_, i64>(3)?.cast_unsigned(),
-            birth_or_filesystem: birth.parse().map_err(|_| bad())?,
-            first_line_bytes: row.get(5)?,
-            incarnation: row.get(6)?,
-            base: position(row.get(7)?, &base_tail)?,
-            committed: position(row.get(9)?, &committed_tail)?,
-            category: category.parse().map_err(|_| bad())?,
-            finished: row.get(12)?,
-            seen_ms: row.get(13)?,
-            history: serde_json::from_str(&row.get::<_, String>(14)?).map_err(|_| bad())?,
-        });
+        streams.push(checkpoint_of(row)?);
     }
     let categories = connection
         .prepare("SELECT value FROM settings WHERE name = 'categories'")?
@@ -543,6 +541,39 @@ fn load(connection: &Connection) -> Result<Remembered, StoreError> {
         .transpose()?
         .and_then(|value| serde_json::from_str(&value).ok());
     Ok(Remembered { streams, categories })
+}
+
+fn checkpoint_of(row: &Row<'_>) -> Result<Checkpoint, StoreError> {
+    let name: String = row.get(0)?;
+    let bad = || StoreError::Row(name.clone());
+    let text = |column: &str| row.get::<_, String>(column);
+    let number = |column: &str| row.get::<_, i64>(column).map(i64::cast_unsigned);
+    let hash = |column: &str| {
+        let hash = u64::from_str_radix(&text(column)?, 16).map_err(|_| bad())?;
+        Ok::<_, StoreError>(TailHash(hash))
+    };
+    Ok(Checkpoint {
+        stream: name.parse().map_err(|_| bad())?,
+        path: text("path")?.into(),
+        device: number("device")?,
+        inode: number("inode")?,
+        birth_or_filesystem: text("birth")?.parse().map_err(|_| bad())?,
+        origin_inode: number("origin_inode")?,
+        origin_birth: text("origin_birth")?.parse().map_err(|_| bad())?,
+        first_line_bytes: row.get("first_line_bytes")?,
+        first_line_hash: hash("first_line_hash")?,
+        incarnation: row.get("incarnation")?,
+        base: Position { offset: number("base")?, tail: hash("base_tail")? },
+        committed: Position { offset: number("committed")?, tail: hash("committed_tail")? },
+        history: serde_json::from_str(&text("history")?).map_err(|_| bad())?,
+        category: text("category")?.parse().map_err(|_| bad())?,
+        finished: row.get("finished")?,
+        seen_ms: row.get("seen_ms")?,
+        copy_of: row
+            .get::<_, Option<String>>("copy_of")?
+            .map(|stream| stream.parse().map_err(|_| bad()))
+            .transpose()?,
+    })
 }
 
 /// Renames the file, with what SQLite keeps beside it, to the first free name.
@@ -584,7 +615,10 @@ mod tests {
             device: u64::MAX,
             inode: 7,
             birth_or_filesystem: -5,
+            origin_inode: 8,
+            origin_birth: i128::MAX,
             first_line_bytes: 12,
+            first_line_hash: TailHash(1),
             incarnation: 1,
             base: Position { offset: 3, tail: TailHash(u64::MAX) },
             committed: Position { offset: committed, tail: TailHash(9) },
@@ -592,6 +626,7 @@ mod tests {
             category: "app".parse().expect("valid"),
             finished: false,
             seen_ms: 1000,
+            copy_of: Some(StreamId(77)),
         }
     }
 

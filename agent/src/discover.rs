@@ -12,6 +12,7 @@ use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 
 use crate::config::Source;
 use crate::identity::FileKey;
+use crate::memory::is_named_after;
 
 /// How deep below a pattern's fixed part `**` leads. A loop of links ends there at the latest.
 const MAX_DEPTH: usize = 64;
@@ -29,19 +30,21 @@ pub struct Found {
     pub size: u64,
     /// When it was last changed.
     pub modified: Option<SystemTime>,
-    /// Whether it was found by its inode number, under a name that no source has: it was renamed while nobody looked.
+    /// Whether no source has its name: it is one that was missed, renamed while nobody looked, or may be a copy of one.
     pub moved: bool,
 }
 
-/// A file that is looked for by its inode number in a directory.
+/// A file that is looked for in the directory in which it was last, under whatever name.
 #[derive(Debug, Clone)]
 pub struct Missed {
     /// Its inode number.
     pub inode: u64,
     /// Where it was last.
-    pub directory: PathBuf,
+    pub path: PathBuf,
     /// The number of its source.
     pub source: usize,
+    /// Whether files named after it are to be found, too, which may be copies of it, compressed or not.
+    pub copies: bool,
 }
 
 /// What a scan brought.
@@ -72,15 +75,24 @@ pub fn scan(sources: &[Source], missed: &[Missed]) -> Scan {
             });
         }
     }
-    let mut by_directory: HashMap<&Path, Vec<&Missed>> = HashMap::new();
-    for one in missed.iter().filter(|one| !keys.keys().any(|key| key.inode == one.inode)) {
-        by_directory.entry(&one.directory).or_default().push(one);
+    let there: HashSet<u64> = keys.keys().map(|key: &FileKey| key.inode).collect();
+    let mut by_directory: HashMap<&Path, (HashMap<u64, &Missed>, Vec<&Missed>)> = HashMap::new();
+    for one in missed {
+        let Some(directory) = one.path.parent() else { continue };
+        let (inodes, copies) = by_directory.entry(directory).or_default();
+        if !there.contains(&one.inode) {
+            inodes.insert(one.inode, one);
+        }
+        if one.copies {
+            copies.push(one);
+        }
     }
-    for (directory, missed) in by_directory {
+    for (directory, (inodes, copies)) in by_directory {
         let Ok(entries) = std::fs::read_dir(directory) else { continue };
         for entry in entries.flatten() {
-            let Some(one) = missed.iter().find(|one| one.inode == entry.ino()) else { continue };
             let path = entry.path();
+            let copy = || copies.iter().find(|one| is_named_after(&path, &one.path));
+            let Some(one) = inodes.get(&entry.ino()).or_else(copy) else { continue };
             if let Ok(metadata) = std::fs::metadata(&path)
                 && metadata.is_file()
                 && keys.insert(key_of(&metadata), ()).is_none()
@@ -326,7 +338,7 @@ mod tests {
         let inode = std::fs::metadata(tree.0.path().join("app.log")).expect("metadata").ino();
         std::fs::rename(tree.0.path().join("app.log"), tree.0.path().join("app-1.old")).expect("renamed");
         std::fs::write(tree.0.path().join("app.log"), "new").expect("written");
-        let missed = [Missed { inode, directory: tree.0.path().to_owned(), source: 0 }];
+        let missed = [Missed { inode, path: tree.0.path().join("app.log"), source: 0, copies: false }];
         let all = scan(&tree.sources(&[(&["app.log"], &[])]), &missed);
         assert_eq!(tree.names(&all), ["0:app-1.old", "0:app.log"]);
         assert_eq!(all.found.iter().map(|found| found.moved).collect::<Vec<_>>(), [true, false]);

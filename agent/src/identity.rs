@@ -8,6 +8,8 @@ use rustix::fs::{AtFlags, FileType, StatxFlags, fstatvfs, statx};
 use tributary_common::ids::{AgentId, StreamId, StreamIdentity};
 use tributary_common::limits::IDENTITY_LINE_BYTES;
 
+use crate::copies::Compressor;
+
 /// A file of this machine, as long as it exists: inode numbers are used again after that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FileKey {
@@ -65,17 +67,17 @@ pub enum Head {
     Line(Vec<u8>),
     /// The first line has no end yet; this is what there is of it.
     Unfinished(Vec<u8>),
-    /// It is compressed: what it holds are not lines. By this program, as it looks.
-    Compressed(&'static str),
+    /// It is compressed: what it holds are not lines. By this program, as it looks, which may be one that can be undone.
+    Compressed(&'static str, Option<Compressor>),
 }
 
 /// How files of common compressors begin.
-const COMPRESSED: [(&[u8], &str); 5] = [
-    (&[0x1f, 0x8b, 8], "gzip"),
-    (&[0x28, 0xb5, 0x2f, 0xfd], "zstd"),
-    (&[0xfd, b'7', b'z', b'X', b'Z', 0], "xz"),
-    (b"BZh", "bzip2"),
-    (&[0x04, 0x22, 0x4d, 0x18], "lz4"),
+const COMPRESSED: [(&[u8], &str, Option<Compressor>); 5] = [
+    (&[0x1f, 0x8b, 8], "gzip", Some(Compressor::Gzip)),
+    (&[0x28, 0xb5, 0x2f, 0xfd], "zstd", Some(Compressor::Zstd)),
+    (&[0xfd, b'7', b'z', b'X', b'Z', 0], "xz", None),
+    (b"BZh", "bzip2", None),
+    (&[0x04, 0x22, 0x4d, 0x18], "lz4", None),
 ];
 
 impl Head {
@@ -87,8 +89,8 @@ impl Head {
         let mut bytes = vec![0; IDENTITY_LINE_BYTES];
         let len = read_up_to(file, &mut bytes, 0)?;
         bytes.truncate(len);
-        if let Some((_, name)) = COMPRESSED.iter().find(|(magic, _)| bytes.starts_with(magic)) {
-            return Ok(Self::Compressed(name));
+        if let Some((_, name, compressor)) = COMPRESSED.iter().find(|(magic, ..)| bytes.starts_with(magic)) {
+            return Ok(Self::Compressed(name, *compressor));
         }
         match memchr::memchr(b'\n', &bytes) {
             Some(newline) => {
@@ -118,18 +120,28 @@ pub fn read_up_to(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usi
     Ok(got)
 }
 
+/// The file in which a stream began: what of it takes part in the stream's id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Origin {
+    /// Its inode number.
+    pub inode: u64,
+    /// See [`StreamIdentity::birth_or_filesystem`].
+    pub birth_or_filesystem: i128,
+}
+
+impl FileFacts {
+    /// The file as the origin of a stream.
+    #[must_use]
+    pub fn origin(&self) -> Origin {
+        Origin { inode: self.key.inode, birth_or_filesystem: self.birth_or_filesystem }
+    }
+}
+
 /// The id of an incarnation of a file.
 #[must_use]
-pub fn stream_id(agent: &AgentId, facts: &FileFacts, first_line: &[u8], incarnation: u32) -> StreamId {
-    StreamId::derive(
-        agent,
-        &StreamIdentity {
-            inode: facts.key.inode,
-            birth_or_filesystem: facts.birth_or_filesystem,
-            first_line,
-            incarnation,
-        },
-    )
+pub fn stream_id(agent: &AgentId, origin: Origin, first_line: &[u8], incarnation: u32) -> StreamId {
+    let Origin { inode, birth_or_filesystem } = origin;
+    StreamId::derive(agent, &StreamIdentity { inode, birth_or_filesystem, first_line, incarnation })
 }
 
 #[cfg(test)]
@@ -175,6 +187,6 @@ mod tests {
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         encoder.write_all(b"line\n").expect("written");
         let bytes = encoder.finish().expect("finished");
-        assert_eq!(Head::of(&file(&bytes).2).expect("read"), Head::Compressed("gzip"));
+        assert_eq!(Head::of(&file(&bytes).2).expect("read"), Head::Compressed("gzip", Some(Compressor::Gzip)));
     }
 }

@@ -5,10 +5,12 @@
 //! | [`config`] | what is shipped, how, and to whom |
 //! | [`discover`] | finds files |
 //! | [`identity`] | what makes a file the same file |
+//! | [`copies`] | what makes another file hold the same |
 //! | [`tail`] | decides when a file is read |
 //! | [`stream`] | decides what is read, sent and let go of |
 //! | [`timestamp`], [`cut`], [`compress`] | make batches of bytes |
 //! | [`worker`] | the threads that touch log files |
+//! | [`memory`] | what is known of streams |
 //! | [`checkpoint`] | what is remembered from run to run |
 //! | [`ship`] | requests |
 //! | [`engine`] | carries out what the others decide |
@@ -19,10 +21,12 @@ pub mod checkpoint;
 pub mod cli;
 pub mod compress;
 pub mod config;
+pub mod copies;
 pub mod cut;
 pub mod discover;
 pub mod engine;
 pub mod identity;
+pub mod memory;
 pub mod metrics;
 pub mod ship;
 pub mod status;

@@ -53,6 +53,8 @@ pub struct AgentMetrics {
     pub diverged: Counter,
     /// Files that became shorter, or were overwritten.
     pub truncations: Counter,
+    /// Streams that went on in a copy of their file.
+    pub continued: Counter,
     /// Bytes that are known to be lost: of deleted files over the limit, of replaced ones.
     pub lost_bytes: Counter,
     /// Lines that were split, truncated, dropped or given a newline.
@@ -79,6 +81,7 @@ impl AgentMetrics {
             ("batches", "Batches that were taken upstream", &self.batches),
             ("diverged", "Streams whose file and upstream disagreed", &self.diverged),
             ("truncations", "Files that became shorter or were overwritten", &self.truncations),
+            ("continued_streams", "Streams that went on in a copy of their file, compressed or not", &self.continued),
             ("altered_records", "Lines split, truncated, dropped or given a newline", &self.altered),
             ("implausible_times", "Lines whose time was not believed", &self.implausible_times),
             ("checkpoint_errors", "Troubles with the checkpoints", &self.checkpoint_errors),

@@ -18,14 +18,16 @@
 //! |---|---|
 //! | taken | the piece leaves the queue; where more is known upstream, the stream skips ahead, after a look into the file |
 //! | expected X | goes back (or ahead) to X; below the own `committed`: refused, an alarm, and asked again later |
+//! | a place with other bytes than the file has there | the same as wait: the lane's owner will decide |
 //! | wait | what is queued is dropped and read again later, a piece at a time until one is taken |
-//! | diverged | the highest position that both sides have in common is looked for; when it is committed, a new incarnation begins there |
+//! | diverged, and the file has all that is stored | goes back to the end of that |
+//! | diverged | the highest position that both sides have in common is looked for, and a new incarnation begins there |
 //! | unknown | with something committed: a new incarnation begins there; else all is sent again from the base |
 //! | refused | the stream stops and says why |
 //! | committed C | believed when a batch ended there with that hash, or after a look into the file; else diverged |
 //!
 //! When the file itself turns out to hold other bytes than before (truncated, overwritten), what is already packed is
-//! still sent, and then it is as if the stream had been told that it diverged.
+//! still sent, and it is waited for until that is committed; then it is as if the stream had been told that it diverged.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
@@ -38,7 +40,7 @@ use tributary_common::position::{Position, TailHash};
 const MAX_ENDS: usize = 4096;
 
 /// Committed batch ends that are remembered: where a file was restored from a copy, the common part ends at one of them.
-const HISTORY_LEN: usize = 16;
+const HISTORY_LEN: usize = 32;
 
 /// What the stream wants next.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,10 +119,8 @@ enum Phase {
     },
     /// The file has other bytes than before: what is packed is sent, and then the common ground is looked for.
     Draining,
-    /// Common ground, highest first, was found; upstream must have the best of it durable.
-    Settling {
-        common: Vec<Position>,
-    },
+    /// It is sent; how much of it becomes durable has to be known before the common ground is looked for.
+    Settling,
     Replacing {
         base: Position,
     },
@@ -134,9 +134,10 @@ enum Then {
     /// Upstream told, when first asked, that it is committed to the position, and has it up to `next`.
     Resume { next: Option<Position> },
     /// Reading goes on at the position.
-    SkipTo,
-    /// The best of those that match is the common ground.
-    FindCommon,
+    GoTo,
+    /// The best of those that match is the common ground. Where that is all that upstream has, it is only that an
+    /// aggregator held other bytes: the stream goes on.
+    FindCommon { all: Option<Position> },
 }
 
 /// One stream. `B` is a packed batch.
@@ -148,7 +149,7 @@ pub struct Stream<B> {
     read: Position,
     /// Batch ends that were read from the file, above `committed`.
     ends: BTreeMap<u64, TailHash>,
-    /// The last batch ends up to `committed`, in order.
+    /// Batch ends up to `committed`, in order, the denser the later.
     history: VecDeque<Position>,
     queue: VecDeque<Piece<B>>,
     phase: Phase,
@@ -248,7 +249,7 @@ impl<B> Stream<B> {
     pub fn is_waiting_for_commit(&self) -> bool {
         match &self.phase {
             Phase::Following | Phase::Draining => self.accepted.offset > self.committed.offset,
-            Phase::Settling { .. } => true,
+            Phase::Settling => true,
             _ => false,
         }
     }
@@ -274,7 +275,7 @@ impl<B> Stream<B> {
             Phase::Following => "following",
             Phase::Checking { .. } => "comparing the file with what upstream has",
             Phase::Draining => "the file was replaced; sending what was read of it",
-            Phase::Settling { .. } => "diverged; waiting until the common part is committed",
+            Phase::Settling => "the file was replaced; waiting until what was read of it is committed",
             Phase::Replacing { .. } => "beginning a new incarnation",
             Phase::Stopped { .. } => "stopped",
         }
@@ -297,7 +298,7 @@ impl<B> Stream<B> {
             Phase::Following if self.probing && !self.queue.is_empty() => Want::Send,
             Phase::Following => Want::Read(self.read),
             Phase::Checking { positions, .. } => Want::Check(positions.clone()),
-            Phase::Draining | Phase::Settling { .. } => Want::Send,
+            Phase::Draining | Phase::Settling => Want::Send,
             Phase::Replacing { base } => Want::Replace(*base),
             Phase::Stopped { reason } => Want::Stopped(reason.clone()),
         }
@@ -421,14 +422,19 @@ impl<B> Stream<B> {
             return notes;
         }
         self.told_committed = None;
-        if position.offset <= self.committed.offset || !matches!(self.phase, Phase::Following | Phase::Draining) {
+        if position.offset <= self.committed.offset {
             return notes;
         }
-        if matches {
-            self.commit(position, &mut notes);
-        } else if self.phase == Phase::Following {
-            notes.push(Note::Diverged);
-            self.find_common(&[]);
+        match (&self.phase, matches) {
+            (Phase::Following | Phase::Draining | Phase::Settling, true) => {
+                self.commit(position, &mut notes);
+                self.drained();
+            }
+            (Phase::Following | Phase::Settling, false) => {
+                notes.push(Note::Diverged);
+                self.find_common(&[]);
+            }
+            _ => {}
         }
         notes
     }
@@ -453,22 +459,32 @@ impl<B> Stream<B> {
                 notes.push(Note::Diverged);
                 self.replace(Position::zero());
             }
-            (Then::SkipTo, Some(position)) => {
+            (Then::GoTo, Some(position)) => {
                 self.phase = Phase::Following;
-                notes.push(Note::Ahead(position.offset - self.read.offset.min(position.offset)));
+                notes.push(match position.offset.checked_sub(self.read.offset) {
+                    Some(ahead) => Note::Ahead(ahead),
+                    None => Note::Back(self.read.offset - position.offset),
+                });
                 self.restart_at(position);
             }
-            (Then::SkipTo, None) => {
-                notes.push(Note::Diverged);
-                self.find_common(&[]);
+            (Then::GoTo, None) => {
+                self.phase = Phase::Following;
+                self.contested(&mut notes);
             }
-            (Then::FindCommon, _) => {
-                let mut common: Vec<Position> =
-                    positions.into_iter().filter(|at| at.offset == 0 || matching.contains(at)).collect();
-                if common.is_empty() {
-                    common.push(Position::zero());
+            // Each of them is durable upstream; the first that matches is the highest.
+            (Then::FindCommon { all }, _) => {
+                let common = positions.into_iter().find(|at| at.offset == 0 || matching.contains(at));
+                let common = common.unwrap_or(Position::zero());
+                if all == Some(common) && common.offset >= self.committed.offset {
+                    self.phase = Phase::Following;
+                    notes.push(Note::Back(self.read.offset.saturating_sub(common.offset)));
+                    if common.offset > self.committed.offset {
+                        self.commit(common, &mut notes);
+                    }
+                    self.restart_at(common);
+                } else {
+                    self.replace(common);
                 }
-                self.settle(common);
             }
         }
         notes
@@ -493,21 +509,21 @@ impl<B> Stream<B> {
         if let Some(committed) = answer.committed {
             self.hear_committed(committed, notes);
         }
-        if let Phase::Settling { common } = &self.phase {
-            let common = common.clone();
-            self.hear_while_settling(common, answer, notes);
+        if self.phase == Phase::Settling {
+            self.hear_while_settling(answer, notes);
             return;
         }
         if !current || !matches!(self.phase, Phase::Following | Phase::Draining) {
             return;
         }
         match &answer.verdict {
-            Verdict::Ok => {
-                if let Some(next) = answer.next.filter(|next| next.offset > self.accepted.offset) {
-                    self.hear_ahead(next, notes);
+            Verdict::Ok => match answer.next {
+                Some(next) if next.offset == self.accepted.offset && next.tail != self.accepted.tail => {
+                    self.contested(notes);
                 }
-                self.drained();
-            }
+                Some(next) if next.offset > self.accepted.offset => self.hear_ahead(next, notes),
+                _ => {}
+            },
             Verdict::Expected => match answer.next {
                 Some(next) if next.offset < self.committed.offset => {
                     notes.push(Note::Alarm { expected: next, committed: self.committed });
@@ -544,11 +560,13 @@ impl<B> Stream<B> {
             }
             Verdict::Refused { reason } => notes.push(self.stop(reason.clone())),
         }
+        self.drained();
     }
 
     /// `committed`, as told.
     fn hear_committed(&mut self, told: Position, notes: &mut Vec<Note>) {
-        if told.offset <= self.committed.offset || !matches!(self.phase, Phase::Following | Phase::Draining) {
+        let is_current = matches!(self.phase, Phase::Following | Phase::Draining | Phase::Settling);
+        if told.offset <= self.committed.offset || !is_current {
             return;
         }
         match self.ends.get(&told.offset) {
@@ -564,8 +582,7 @@ impl<B> Stream<B> {
     /// Upstream has more than was sent to it.
     fn hear_ahead(&mut self, next: Position, notes: &mut Vec<Note>) {
         if self.ends.get(&next.offset).is_some_and(|tail| *tail != next.tail) {
-            notes.push(Note::Diverged);
-            self.find_common(&[]);
+            self.contested(notes);
         } else if next.offset > self.read.offset {
             self.go_to(next, notes);
         } else {
@@ -578,28 +595,20 @@ impl<B> Stream<B> {
         }
     }
 
-    /// Diverged, and the common ground is known: is it durable upstream?
-    fn hear_while_settling(&mut self, mut common: Vec<Position>, answer: &Answer, notes: &mut Vec<Note>) {
+    /// Everything is sent that was read of a file that has other bytes now.
+    fn hear_while_settling(&mut self, answer: &Answer, notes: &mut Vec<Note>) {
         match &answer.verdict {
             Verdict::Wait { reason } => notes.push(Note::Wait(reason.clone())),
             Verdict::Refused { reason } => notes.push(self.stop(reason.clone())),
-            Verdict::Unknown => {
-                let reach = self.committed.offset;
-                common.retain(|at| at.offset <= reach);
-                self.replace(common.first().copied().unwrap_or(Position::zero()));
-            }
-            Verdict::Ok | Verdict::Expected | Verdict::Diverged { .. } => {
-                if let Some(next) = answer.next {
-                    let reach = next.offset.max(self.committed.offset);
-                    common.retain(|at| at.offset <= reach);
+            Verdict::Unknown => self.find_common(&[]),
+            Verdict::Diverged { history } => self.find_common(history),
+            Verdict::Ok | Verdict::Expected => {
+                if let Some(next) = answer.next.filter(|next| next.offset < self.accepted.offset) {
+                    notes.push(Note::Lost(self.accepted.offset - next.offset.max(self.committed.offset)));
+                    self.accepted = if next.offset < self.committed.offset { self.committed } else { next };
                 }
-                let durable = answer.committed.map_or(0, |at| at.offset).max(self.committed.offset);
-                match common.first() {
-                    Some(best) if best.offset > durable => self.phase = Phase::Settling { common },
-                    best => {
-                        let base = best.copied().unwrap_or(Position::zero());
-                        self.replace(base);
-                    }
+                if self.committed.offset >= self.accepted.offset {
+                    self.find_common(&[]);
                 }
             }
         }
@@ -628,19 +637,36 @@ impl<B> Stream<B> {
     /// Goes back, or ahead after a look into the file.
     fn go_to(&mut self, to: Position, notes: &mut Vec<Note>) {
         if self.phase == Phase::Draining {
-            let lost = self.read.offset.saturating_sub(self.accepted.offset.min(to.offset));
-            notes.push(Note::Lost(lost));
-            self.find_common(&[]);
-        } else if to.offset > self.read.offset {
+            notes.push(Note::Lost(self.read.offset.saturating_sub(to.offset)));
             self.drop_queue();
-            self.phase = Phase::Checking { positions: vec![to], then: Then::SkipTo };
-        } else if self.ends.get(&to.offset).is_some_and(|tail| *tail != to.tail) {
-            notes.push(Note::Diverged);
-            self.find_common(&[]);
-        } else {
-            notes.push(Note::Back(self.read.offset - to.offset));
-            self.restart_at(to);
+            self.accepted = to;
+            self.drained();
+            return;
         }
+        let known = match self.ends.get(&to.offset) {
+            Some(&tail) => Some(Position { offset: to.offset, tail }),
+            None => [self.committed, self.base].into_iter().find(|known| known.offset == to.offset),
+        };
+        match known {
+            Some(known) if known == to => {
+                notes.push(Note::Back(self.read.offset - to.offset));
+                self.restart_at(to);
+            }
+            Some(_) => self.contested(notes),
+            // The look into the file for that comes first: it may end this stream.
+            None if self.told_committed.is_some() => {}
+            None => {
+                self.drop_queue();
+                self.phase = Phase::Checking { positions: vec![to], then: Then::GoTo };
+            }
+        }
+    }
+
+    /// An aggregator holds other bytes than the file has. Whether those or what was sent elsewhere is stored in the end,
+    /// only the lane's owner decides: it says "diverged", or that something is committed. Until then nothing is concluded.
+    fn contested(&mut self, notes: &mut Vec<Note>) {
+        notes.push(Note::Wait("upstream holds other bytes of the stream than the file has".to_owned()));
+        self.hold();
     }
 
     fn restart_at(&mut self, at: Position) {
@@ -668,30 +694,16 @@ impl<B> Stream<B> {
         self.generation += 1;
     }
 
-    /// Looks for the highest position that the file and upstream have in common.
+    /// Looks for the highest position that the file and upstream have in common, among those that are known to be
+    /// durable: `history`, as told, and what was committed. What an aggregator holds doesn't count, it may hold other bytes.
     fn find_common(&mut self, history: &[Position]) {
         self.drop_queue();
-        let reach = self.accepted.offset;
-        let own = self.ends.range(..=reach).map(|(&offset, &tail)| Position { offset, tail });
-        let mut positions: Vec<Position> = history
-            .iter()
-            .copied()
-            .chain(own)
-            .chain(self.history())
-            .chain([self.accepted, self.committed, self.base])
-            .collect();
+        let known = history.iter().copied().chain(self.history());
+        let mut positions: Vec<Position> = known.chain([self.committed, self.base]).collect();
         positions.sort_unstable_by_key(|position| Reverse((position.offset, position.tail)));
         positions.dedup();
-        self.phase = Phase::Checking { positions, then: Then::FindCommon };
-    }
-
-    fn settle(&mut self, common: Vec<Position>) {
-        let best = common.first().copied().unwrap_or(Position::zero());
-        if best.offset <= self.committed.offset {
-            self.replace(best);
-        } else {
-            self.phase = Phase::Settling { common };
-        }
+        let all = history.iter().copied().max_by_key(|position| position.offset);
+        self.phase = Phase::Checking { positions, then: Then::FindCommon { all } };
     }
 
     fn replace(&mut self, base: Position) {
@@ -702,7 +714,11 @@ impl<B> Stream<B> {
     /// Ends the draining when there is nothing more to send.
     fn drained(&mut self) {
         if self.phase == Phase::Draining && self.queue.is_empty() {
-            self.find_common(&[]);
+            if self.accepted.offset > self.committed.offset {
+                self.phase = Phase::Settling;
+            } else {
+                self.find_common(&[]);
+            }
         }
     }
 
@@ -710,10 +726,26 @@ impl<B> Stream<B> {
         if self.history.back().is_some_and(|last| last.offset >= position.offset) {
             return;
         }
-        if self.history.len() == HISTORY_LEN {
-            self.history.pop_front();
-        }
         self.history.push_back(position);
+        // Those of a file that was replaced are about to be compared with it: none is given up for later ones.
+        let is_replaced = matches!(self.phase, Phase::Draining | Phase::Settling);
+        if self.history.len() > HISTORY_LEN && !is_replaced {
+            self.thin_history();
+        }
+    }
+
+    /// Forgets the position whose neighbours are nearest to each other, in proportion to how far back it is: a copy from
+    /// which the file is restored may be a minute or a month old.
+    fn thin_history(&mut self) {
+        let Some(last) = self.history.back().map(|last| last.offset) else { return };
+        let gaps = self.history.iter().zip(self.history.iter().skip(1).zip(self.history.iter().skip(2)));
+        let weight = |(before, (at, after)): (&Position, (&Position, &Position))| {
+            let gap = u128::from(after.offset - before.offset) << 32;
+            gap / u128::from(last - at.offset).max(1)
+        };
+        if let Some((index, _)) = gaps.map(weight).enumerate().min_by_key(|(_, weight)| *weight) {
+            self.history.remove(index + 1);
+        }
     }
 
     fn thin_ends(&mut self) {
@@ -725,3 +757,6 @@ impl<B> Stream<B> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -39,6 +39,8 @@ pub struct Pace {
     /// From where to where (the size) reading found no whole record.
     stuck: Option<(u64, u64)>,
     rotated_at: Option<Instant>,
+    /// Whether it was written to without having become longer.
+    touched: bool,
     /// Whether the file is as long as it will get, by whoever started the program.
     complete: bool,
 }
@@ -47,7 +49,7 @@ impl Pace {
     /// A file of `size` bytes, seen first at `now`. `complete`: nobody is to wait for more of it.
     #[must_use]
     pub fn new(size: u64, complete: bool, now: Instant) -> Self {
-        Self { size, grew_at: now, pending_since: None, stuck: None, rotated_at: None, complete }
+        Self { size, grew_at: now, pending_since: None, stuck: None, rotated_at: None, touched: false, complete }
     }
 
     /// The size as seen last.
@@ -70,6 +72,11 @@ impl Pace {
             self.grew_at = now;
         }
         changed
+    }
+
+    /// It was written to, and has the size that was seen before: its bytes may be others.
+    pub fn touched(&mut self) {
+        self.touched = true;
     }
 
     /// Another file has its name now, or none.
@@ -96,12 +103,14 @@ impl Pace {
     /// A read brought a batch that ends at `offset`.
     pub fn has_read(&mut self, offset: u64, now: Instant) {
         self.stuck = None;
+        self.touched = false;
         self.pending_since = (offset < self.size).then_some(now);
     }
 
     /// A read from `offset` of the file, which had `size` bytes, brought no whole record.
     pub fn is_stuck(&mut self, offset: u64, size: u64, now: Instant) {
         self.seen(size, now);
+        self.touched = false;
         self.stuck = Some((offset, size));
         self.pending_since = None;
     }
@@ -109,6 +118,10 @@ impl Pace {
     /// When to read from `offset`. `bucket_ends_at`: when the bucket ends into which the bytes go by the time of
     /// reading, if they do.
     pub fn when(&mut self, offset: u64, now: Instant, options: &PaceOptions, bucket_ends_at: Option<Instant>) -> When {
+        if self.touched {
+            // Reading compares the bytes before the offset with those that were there.
+            return When::Now(DataEnd::Open);
+        }
         if self.size == offset {
             self.pending_since = None;
             return self.over_at(options).filter(|at| *at > now).map_or(When::Later, When::At);
@@ -226,6 +239,16 @@ mod tests {
         assert_eq!(pace.when(0, start, &OPTIONS, None), When::Now(DataEnd::Open));
         pace.is_stuck(0, 10, start);
         assert_eq!(pace.when(0, start, &OPTIONS, None), When::Now(DataEnd::Final));
+    }
+
+    #[test]
+    fn a_file_that_was_written_to_and_is_as_long_as_before_is_looked_at_once() {
+        let start = Instant::now();
+        let mut pace = Pace::new(10, false, start);
+        pace.touched();
+        assert_eq!(pace.when(10, start, &OPTIONS, None), When::Now(DataEnd::Open));
+        pace.is_stuck(10, 10, start);
+        assert_eq!(pace.when(10, start, &OPTIONS, None), When::Later);
     }
 
     #[test]

@@ -14,10 +14,12 @@ use std::thread::JoinHandle;
 use tributary_common::batch::Batch;
 use tributary_common::bucket::BucketSize;
 use tributary_common::frame::Codec;
+use tributary_common::ids::StreamId;
 use tributary_common::position::{Position, TAIL_WINDOW_BYTES, TailHash};
 
 use crate::compress::{BatchFacts, Packer};
 use crate::config::{LongLines, Source};
+use crate::copies::{Compressor, Likeness, Original, Unpacked, compare, unpack};
 use crate::cut::{CutOptions, DataEnd, Input, cut};
 use crate::identity::{FileFacts, Head, read_up_to};
 use crate::timestamp::{LineTime, TimeReader};
@@ -80,6 +82,26 @@ pub enum Job {
     Read(Arc<File>, Box<ReadJob>),
     /// Compare the file with tail hashes.
     Check(Arc<File>, Vec<Position>),
+    /// Find out whether it holds what a known stream held.
+    Compare {
+        /// The file.
+        file: Arc<File>,
+        /// The streams that begin with the same line.
+        originals: Vec<Original>,
+        /// Whether it will not become longer.
+        rested: bool,
+    },
+    /// Find in a compressed file what is missing of a stream.
+    Unpack {
+        /// The file.
+        file: Arc<File>,
+        /// How it is compressed.
+        compressor: Compressor,
+        /// The streams, each with the hash and the length of its first line.
+        originals: Vec<(TailHash, u32, Original)>,
+        /// Where the unpacked bytes go.
+        directory: PathBuf,
+    },
 }
 
 /// A file that was opened.
@@ -153,6 +175,10 @@ pub enum Done {
     Died,
     /// Those positions at which the file has the bytes that the hashes say.
     Checked(Vec<Position>, io::Result<Vec<Position>>),
+    /// What it is, to which stream.
+    Compared(io::Result<Option<(StreamId, Likeness)>>),
+    /// What it has that is missing.
+    Unpacked(io::Result<Option<Unpacked>>),
 }
 
 /// What all jobs share.
@@ -251,6 +277,20 @@ impl<'a> Worker<'a> {
                 Job::Check(file, positions) => {
                     let matching = check(&file, &positions);
                     done(tail, Done::Checked(positions, matching))
+                }
+                Job::Compare { file, originals, rested } => {
+                    done(tail, Done::Compared(compare(&file, &originals, rested)))
+                }
+                Job::Unpack { file, compressor, originals, directory } => {
+                    let (lines, originals): (Vec<_>, Vec<_>) =
+                        originals.into_iter().map(|(hash, len, original)| ((hash, len), original)).unzip();
+                    let begins = |line: &[u8]| {
+                        let fits = |(hash, len): &(TailHash, u32)| {
+                            line.get(..*len as usize).is_some_and(|line| TailHash::of(line) == *hash)
+                        };
+                        (0..lines.len()).filter(|n| fits(&lines[*n])).collect()
+                    };
+                    done(tail, Done::Unpacked(unpack(&file, compressor, &originals, &directory, begins)))
                 }
                 Job::Read(file, job) => self
                     .read(&file, *job, |what| done(tail, what))

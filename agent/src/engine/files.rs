@@ -1,6 +1,7 @@
 //! Files: found, opened, named, looked at, closed.
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,13 +9,15 @@ use std::time::{Duration, Instant};
 use rustix::fs::fstat;
 use tributary_common::http::backoff::Backoff;
 use tributary_common::ids::StreamId;
-use tributary_common::position::Position;
+use tributary_common::position::{Position, TailHash};
 
-use super::{Directories, Engine, Event, FORGET_INTERVAL, LOOK_INTERVAL, Named, STREAM_BACKOFF, Tail, now_ms};
+use super::{
+    Directories, Engine, Event, FORGET_INTERVAL, FirstLine, LOOK_INTERVAL, Named, STREAM_BACKOFF, Tail, now_ms,
+};
 use crate::checkpoint::Checkpoint;
 use crate::config::ReadFrom;
 use crate::discover::{Found, Missed, Scan, scan};
-use crate::identity::{FileFacts, FileKey, Head, stream_id};
+use crate::identity::{FileFacts, FileKey, Head, Origin, stream_id};
 use crate::stream::Stream;
 use crate::tail::Pace;
 use crate::worker::{Carry, Job, Opened, TailId};
@@ -27,10 +30,10 @@ pub(super) enum OnceState {
 }
 
 impl Engine {
-    pub(super) fn start_scan(&mut self) {
+    pub(super) fn start_scan(&mut self, now: Instant) {
         self.scanning = true;
-        // Only files that were renamed while nobody looked are to be searched for; the others are open.
-        let missed = if self.scanned { Vec::new() } else { self.missed() };
+        self.scan_wanted = false;
+        let missed = self.missed(now);
         let (config, sender) = (Arc::clone(&self.config), self.sender.clone());
         tokio::task::spawn_blocking(move || {
             // The engine may have ended meanwhile.
@@ -38,14 +41,16 @@ impl Engine {
         });
     }
 
-    fn missed(&self) -> Vec<Missed> {
-        let unfinished = self.remembered.values().flatten().filter(|one| !one.finished);
-        unfinished
-            .filter_map(|one| {
-                let source = self.config.sources.iter().position(|source| source.category == one.category)?;
-                Some(Missed { inode: one.inode, directory: one.path.parent()?.to_owned(), source })
-            })
-            .collect()
+    /// Closed files that are looked for by their inode numbers, since they may have been renamed, and have grown.
+    fn missed(&mut self, now: Instant) -> Vec<Missed> {
+        self.orphans.retain(|_, until| now < *until);
+        let missed = |one: &Checkpoint| {
+            let source = self.config.sources.iter().position(|source| source.category == one.category)?;
+            // What was rotated while nobody looked may have been compressed since.
+            let copies = !one.finished && (!self.scanned || self.orphans.contains_key(&one.stream));
+            Some(Missed { inode: one.inode, path: one.path.clone(), source, copies })
+        };
+        self.memory.iter().filter(|one| !self.by_stream.contains_key(&one.stream)).filter_map(missed).collect()
     }
 
     pub(super) fn scan_done(&mut self, scan: Scan, now: Instant) {
@@ -74,11 +79,14 @@ impl Engine {
         if scan.unreadable.is_empty() {
             self.forget_gone(&scan.found, now);
         }
-        let mut opening: HashSet<FileKey> = self.opening.values().map(|found| found.key).collect();
+        self.there = scan.found.iter().map(|found| (found.key.inode, found.key)).collect();
+        self.free_copies();
+        let mut opening: HashSet<FileKey> =
+            self.opening.values().chain(self.unpacking.values()).map(|found| found.key).collect();
         for found in scan.found {
-            let known = self.by_key.contains_key(&found.key)
-                || self.resting.get(&found.key) == Some(&found.size)
-                || opening.contains(&found.key);
+            let rests =
+                self.resting.get(&found.key) == Some(&found.size) && !self.has_rested(found.key, found.source, now);
+            let known = self.by_key.contains_key(&found.key) || rests || opening.contains(&found.key);
             if known || self.is_too_old(&found) {
                 continue;
             }
@@ -111,15 +119,10 @@ impl Engine {
         self.next_forget = now + FORGET_INTERVAL;
         let there: HashSet<FileKey> = found.iter().map(|found| found.key).collect();
         self.resting.retain(|key, _| there.contains(key));
+        self.beginnings.retain(|key, _| there.contains(key));
+        self.unsearched.retain(|key| there.contains(key));
         let inodes: HashSet<u64> = there.iter().chain(self.by_key.keys()).map(|key| key.inode).collect();
-        let now_ms = now_ms();
-        let mut forgotten = Vec::new();
-        self.remembered.retain(|inode, streams| {
-            if !inodes.contains(inode) {
-                forgotten.extend(streams.extract_if(.., |one| one.may_be_forgotten(now_ms)).map(|one| one.stream));
-            }
-            !streams.is_empty()
-        });
+        let forgotten = self.memory.forget(&inodes, now_ms());
         if !forgotten.is_empty() {
             for stream in &forgotten {
                 self.taken.remove(stream);
@@ -131,7 +134,7 @@ impl Engine {
     fn is_too_old(&self, found: &Found) -> bool {
         let Some(limit) = self.config.sources[found.source].ignore_older else { return false };
         let age = found.modified.and_then(|modified| modified.elapsed().ok()).unwrap_or(Duration::ZERO);
-        age > limit && !self.remembered.contains_key(&found.key.inode)
+        age > limit && !found.moved && !self.memory.knows_inode(found.key.inode)
     }
 
     /// Closes a file that has nothing to ship, if there is one.
@@ -159,33 +162,43 @@ impl Engine {
                 return;
             }
         };
-        if let Head::Compressed(by) = opened.head {
-            tracing::info!(path = %found.path.display(), by, "a file is compressed, and so not a log to ship: exclude it to hear no more of it");
-            self.resting.insert(found.key, found.size);
-            return;
+        if let Head::Compressed(by, compressor) = opened.head {
+            // Whatever was read from a file with this inode number, it was another one.
+            self.others_are_gone(found.key.inode, None, now);
+            return self.opened_compressed(id, found, opened.file, by, compressor);
         }
-        let checkpoint = match &opened.head {
-            Head::Line(line) | Head::Unfinished(line) => self.checkpoint_of(&opened.facts, line),
-            Head::Compressed(_) => None,
-        };
-        if found.moved && checkpoint.is_none() {
-            // Another file has the inode now.
-            self.resting.insert(found.key, found.size);
-            return;
-        }
+        self.follow(id, found, opened.file, opened.facts, opened.end.unwrap_or(Position::zero()), now);
+        self.head_is(id, opened.facts, opened.head, now);
+    }
+
+    /// Adds an open file.
+    pub(super) fn follow(
+        &mut self,
+        id: TailId,
+        found: Found,
+        file: Arc<File>,
+        facts: FileFacts,
+        base: Position,
+        now: Instant,
+    ) {
         let mut tail = Tail {
             key: found.key,
-            facts: opened.facts,
+            facts,
             path: found.path,
             source: found.source,
-            file: opened.file,
-            pace: Pace::new(opened.facts.size, self.once, now),
-            deleted: opened.facts.deleted,
+            file,
+            pace: Pace::new(facts.size, self.once, now),
+            deleted: facts.deleted,
+            modified: None,
             named: None,
             generation: 0,
-            next_base: opened.end.unwrap_or(Position::zero()),
+            next_base: base,
             next_history: Vec::new(),
             is_new: true,
+            only_if_known: found.moved,
+            unpacked: false,
+            comparing: None,
+            compared: false,
             head_read_at: None,
             carry: Carry::Search,
             reading: false,
@@ -204,76 +217,99 @@ impl Engine {
         if found.moved {
             tail.pace.rotated(now);
         }
-        tracing::info!(path = %tail.path.display(), size = opened.facts.size, "following a file");
+        tracing::info!(path = %tail.path.display(), size = facts.size, "following a file");
         self.by_key.insert(tail.key, id);
         self.tails.insert(id, tail);
         self.metrics.open_files.set(self.tails.len() as i64);
-        self.head_is(id, opened.facts, opened.head, now);
-    }
-
-    /// The checkpoint of the newest stream of this file, if it is the same file.
-    fn checkpoint_of(&self, facts: &FileFacts, line: &[u8]) -> Option<Checkpoint> {
-        let candidates = self.remembered.get(&facts.key.inode)?;
-        let same = |one: &&Checkpoint| {
-            one.birth_or_filesystem == facts.birth_or_filesystem
-                && line
-                    .get(..one.first_line_bytes as usize)
-                    .is_some_and(|line| stream_id(&self.config.agent_id, facts, line, one.incarnation) == one.stream)
-        };
-        candidates.iter().filter(same).max_by_key(|one| one.incarnation).cloned()
     }
 
     /// The beginning of a file is known: its stream gets its name, if the first line is whole or will never be.
     pub(super) fn head_is(&mut self, id: TailId, facts: FileFacts, head: Head, now: Instant) {
         let Some(tail) = self.tails.get(&id) else { return };
-        let options = self.pace_options(tail.source);
-        let over = tail.pace.is_over(now, &options);
-        let (is_new, base, history) = (tail.is_new, tail.next_base, tail.next_history.clone());
-        let checkpoint = match &head {
-            Head::Line(line) | Head::Unfinished(line) if is_new => self.checkpoint_of(&facts, line),
+        let over = tail.pace.is_over(now, &self.pace_options(tail.source));
+        let known = match &head {
+            Head::Line(line) | Head::Unfinished(line) if tail.is_new => {
+                self.memory.of_file(&self.config.agent_id, &facts, line).cloned()
+            }
             _ => None,
         };
+        if tail.is_new && known.is_none() {
+            // Also where it is empty now.
+            self.others_are_gone(facts.key.inode, None, now);
+        }
         let line = match head {
             Head::Line(line) => Some(line),
-            Head::Unfinished(line) if checkpoint.is_some() || (over && !line.is_empty()) => Some(line),
-            Head::Unfinished(_) | Head::Compressed(_) => None,
+            Head::Unfinished(line) if known.is_some() || (over && !line.is_empty()) => Some(line),
+            Head::Unfinished(_) | Head::Compressed(..) => None,
         };
-        let named = line.map(|line| match checkpoint {
-            Some(known) => Named {
-                stream_id: known.stream,
-                incarnation: known.incarnation,
-                first_line: line[..known.first_line_bytes as usize].to_vec(),
-                stream: Stream::known(known.base, known.committed).with_history(known.history),
-            },
-            None => {
-                let agent = &self.config.agent_id;
-                let (incarnation, stream_id) = (0..=u32::MAX)
-                    .map(|incarnation| (incarnation, stream_id(agent, &facts, &line, incarnation)))
-                    .find(|(_, stream_id)| !self.taken.contains(stream_id))
-                    .expect("there are more incarnations than streams in memory");
-                let stream = Stream::unknown(base).with_history(history);
-                Named { stream_id, incarnation, first_line: line, stream }
-            }
-        });
         let Some(tail) = self.tails.get_mut(&id) else { return };
         tail.facts = facts;
         tail.reading_head = false;
         tail.pace.seen(facts.size, now);
         tail.head_read_at = Some(facts.size);
         tail.carry = Carry::Search;
-        if let Some(mut named) = named {
-            named.stream.begin_generation(tail.generation);
-            tracing::info!(
-                path = %tail.path.display(), stream = %named.stream_id, incarnation = named.incarnation,
-                committed = named.stream.committed().offset, known = !named.stream.is_asking(), "a stream begins or goes on"
-            );
-            self.taken.insert(named.stream_id);
-            tail.is_new = false;
-            tail.named = Some(named);
-            tail.ask_at = now;
-            self.next_ask = now;
+        match (line, known) {
+            (Some(_), Some(known)) => self.name_known(id, known, now),
+            (Some(line), None) => {
+                if let Some(line) = self.compare(id, line, now) {
+                    self.name_new(id, &line, now);
+                }
+            }
+            (None, _) if tail.only_if_known => self.rest(id),
+            (None, _) => {}
         }
         self.advance(id, now);
+    }
+
+    /// The file is read on for a stream that is known.
+    pub(super) fn name_known(&mut self, id: TailId, known: Checkpoint, now: Instant) {
+        let first_line = FirstLine { bytes: known.first_line_bytes, hash: known.first_line_hash };
+        let stream = Stream::known(known.base, known.committed).with_history(known.history);
+        let origin = Origin { inode: known.origin_inode, birth_or_filesystem: known.origin_birth };
+        let named = Named { stream_id: known.stream, origin, incarnation: known.incarnation, first_line, stream };
+        self.name(id, named, now);
+    }
+
+    /// A new stream begins in the file.
+    pub(super) fn name_new(&mut self, id: TailId, line: &[u8], now: Instant) {
+        let Some(tail) = self.tails.get(&id) else { return };
+        if tail.only_if_known {
+            return self.rest(id);
+        }
+        let origin = tail.facts.origin();
+        let (incarnation, stream_id) = (0..=u32::MAX)
+            .map(|incarnation| (incarnation, stream_id(&self.config.agent_id, origin, line, incarnation)))
+            .find(|(_, stream_id)| !self.taken.contains(stream_id))
+            .expect("there are more incarnations than streams in memory");
+        let stream = Stream::unknown(tail.next_base).with_history(tail.next_history.iter().copied());
+        let first_line = FirstLine { bytes: line.len() as u32, hash: TailHash::of(line) };
+        self.name(id, Named { stream_id, origin, incarnation, first_line, stream }, now);
+    }
+
+    fn name(&mut self, id: TailId, mut named: Named, now: Instant) {
+        let Some(tail) = self.tails.get_mut(&id) else { return };
+        named.stream.begin_generation(tail.generation);
+        tracing::info!(
+            path = %tail.path.display(), stream = %named.stream_id, incarnation = named.incarnation,
+            committed = named.stream.committed().offset, known = !named.stream.is_asking(), "a stream begins or goes on"
+        );
+        self.taken.insert(named.stream_id);
+        self.by_stream.insert(named.stream_id, id);
+        self.orphans.remove(&named.stream_id);
+        let (inode, stream) = (tail.key.inode, named.stream_id);
+        tail.is_new = false;
+        if tail.only_if_known {
+            tail.only_if_known = false;
+            tail.pace.rotated(now);
+        }
+        tail.named = Some(named);
+        tail.ask_at = now;
+        self.next_ask = now;
+        // Also what nothing is committed of yet: copies of it are to be known as such.
+        if let Some(checkpoint) = self.tails.get(&id).and_then(|tail| self.checkpoint(tail)) {
+            self.remember(checkpoint);
+        }
+        self.others_are_gone(inode, Some(stream), now);
     }
 
     /// Looks at the sizes of all open files.
@@ -287,7 +323,13 @@ impl Engine {
                 Ok(facts) => {
                     let size = u64::try_from(facts.st_size).unwrap_or(0);
                     let deleted = facts.st_nlink == 0;
+                    let modified = Some((facts.st_mtime, facts.st_mtime_nsec.cast_signed()));
+                    let written = std::mem::replace(&mut tail.modified, modified) != modified;
                     if tail.pace.seen(size, now) || deleted != tail.deleted {
+                        changed.push(*id);
+                    } else if written {
+                        // Perhaps with other bytes, and as many as before.
+                        tail.pace.touched();
                         changed.push(*id);
                     }
                     tail.deleted = deleted;
@@ -346,28 +388,31 @@ impl Engine {
         let Some(tail) = self.tails.remove(&id) else { return };
         tracing::info!(path = %tail.path.display(), size = tail.pace.size(), finished, "a file is closed");
         self.by_key.remove(&tail.key);
+        if let Some(named) = &tail.named {
+            self.by_stream.remove(&named.stream_id);
+        }
         if let Some(mut checkpoint) = self.checkpoint(&tail) {
             checkpoint.finished = finished;
-            let known = self.remembered.entry(checkpoint.inode).or_default();
-            known.retain(|one| one.stream != checkpoint.stream);
-            known.push(checkpoint.clone());
-            self.checkpoints.save(checkpoint);
+            self.remember(checkpoint);
         }
-        if !tail.deleted {
+        if !tail.is_unlinked() {
             self.resting.insert(tail.key, tail.pace.size());
         }
         self.metrics.open_files.set(self.tails.len() as i64);
     }
 
     pub(super) fn checkpoint(&self, tail: &Tail) -> Option<Checkpoint> {
-        let named = tail.named.as_ref().filter(|named| !named.stream.is_asking())?;
+        let named = tail.named.as_ref()?;
         Some(Checkpoint {
             stream: named.stream_id,
             path: tail.path.clone(),
             device: tail.key.device,
             inode: tail.key.inode,
             birth_or_filesystem: tail.facts.birth_or_filesystem,
-            first_line_bytes: named.first_line.len() as u32,
+            origin_inode: named.origin.inode,
+            origin_birth: named.origin.birth_or_filesystem,
+            first_line_bytes: named.first_line.bytes,
+            first_line_hash: named.first_line.hash,
             incarnation: named.incarnation,
             base: named.stream.base(),
             committed: named.stream.committed(),
@@ -375,7 +420,13 @@ impl Engine {
             category: self.config.sources[tail.source].category.clone(),
             finished: false,
             seen_ms: now_ms(),
+            copy_of: None,
         })
+    }
+
+    pub(super) fn remember(&mut self, checkpoint: Checkpoint) {
+        self.memory.insert(checkpoint.clone());
+        self.checkpoints.save(checkpoint);
     }
 
     /// Saves what changed since it was saved last.
@@ -384,8 +435,8 @@ impl Engine {
             .tails
             .values()
             .filter(|tail| tail.named.as_ref().is_some_and(|named| tail.saved != Some(named.stream.committed())));
-        for checkpoint in unsaved.filter_map(|tail| self.checkpoint(tail)) {
-            self.checkpoints.save(checkpoint);
+        for checkpoint in unsaved.filter_map(|tail| self.checkpoint(tail)).collect::<Vec<_>>() {
+            self.remember(checkpoint);
         }
     }
 
@@ -415,9 +466,14 @@ impl Tail {
         }
     }
 
+    /// Whether no directory has the file that was found, so that no scan can find it again.
+    fn is_unlinked(&self) -> bool {
+        self.deleted && !self.unpacked
+    }
+
     pub(super) fn is_busy(&self) -> bool {
         let in_flight = self.named.as_ref().is_some_and(|named| named.stream.is_in_flight());
-        self.reading || self.reading_head || self.checking || self.asked || in_flight
+        self.reading || self.reading_head || self.checking || self.comparing.is_some() || self.asked || in_flight
     }
 
     pub(super) fn stream_id(&self) -> Option<StreamId> {

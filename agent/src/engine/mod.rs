@@ -3,6 +3,7 @@
 //! Log files are touched by worker threads ([`crate::worker`]) and directory scans by blocking tasks; the loop itself
 //! only asks for the sizes of open files.
 
+mod copies;
 mod files;
 mod requests;
 mod streams;
@@ -23,12 +24,13 @@ use tributary_common::http::backoff::{Backoff, BackoffLimits};
 use tributary_common::http::pool::{EndpointPool, PoolOptions};
 use tributary_common::ids::StreamId;
 use tributary_common::messages::{Answers, Categories};
-use tributary_common::position::Position;
+use tributary_common::position::{Position, TailHash};
 
-use crate::checkpoint::{Checkpoint, Checkpoints, DataDir, DataDirTaken, Remembered};
+use crate::checkpoint::{Checkpoints, DataDir, DataDirTaken, Remembered};
 use crate::config::AgentConfig;
-use crate::discover::{DirectoryWatcher, Hint, Scan};
-use crate::identity::{FileFacts, FileKey};
+use crate::discover::{DirectoryWatcher, Found, Hint, Scan};
+use crate::identity::{FileFacts, FileKey, Origin};
+use crate::memory::Memory;
 use crate::metrics::AgentMetrics;
 use crate::ship::{Sender, ShipError};
 use crate::status::{FileStatus, Status};
@@ -150,12 +152,21 @@ impl Drop for Packed {
     }
 }
 
+/// What is remembered of a file's first line.
+#[derive(Debug, Clone, Copy)]
+struct FirstLine {
+    bytes: u32,
+    hash: TailHash,
+}
+
 /// The stream that a file's bytes go to.
 #[derive(Debug)]
 struct Named {
     stream_id: StreamId,
+    /// The file in which it began.
+    origin: Origin,
     incarnation: u32,
-    first_line: Vec<u8>,
+    first_line: FirstLine,
     stream: Stream<Packed>,
 }
 
@@ -169,6 +180,8 @@ struct Tail {
     file: Arc<File>,
     pace: Pace,
     deleted: bool,
+    /// When it was last written to, by the file system.
+    modified: Option<(i64, i64)>,
     /// None before the first line is complete.
     named: Option<Named>,
     /// Of the next stream, so that results for the one before are stale.
@@ -178,6 +191,13 @@ struct Tail {
     /// What is known to have been committed of the file before that, under other names.
     next_history: Vec<Position>,
     is_new: bool,
+    /// Whether it is followed only if it turns out to hold a known stream: no source has its name.
+    only_if_known: bool,
+    /// Whether its bytes were unpacked from the file that was found.
+    unpacked: bool,
+    /// The first line, while the file is being compared with known streams; and whether that is done.
+    comparing: Option<Vec<u8>>,
+    compared: bool,
     /// The size at which the beginning was read last, while there is no stream.
     head_read_at: Option<u64>,
     carry: Carry,
@@ -242,8 +262,12 @@ pub struct Engine {
     checkpoint_trouble: Arc<Mutex<Option<String>>>,
     /// Locked until everything else has ended.
     _data_dir: DataDir,
-    remembered: HashMap<u64, Vec<Checkpoint>>,
+    memory: Memory,
     taken: HashSet<StreamId>,
+    /// Streams whose file holds something else now, or is gone: copies of them are looked for until then.
+    orphans: HashMap<StreamId, Instant>,
+    /// Streams at whose inode number another file was found.
+    gone: HashSet<StreamId>,
     watcher: DirectoryWatcher,
     hints: Arc<Hints>,
     categories: Option<Categories>,
@@ -252,9 +276,20 @@ pub struct Engine {
 
     tails: HashMap<TailId, Tail>,
     by_key: HashMap<FileKey, TailId>,
-    opening: HashMap<TailId, crate::discover::Found>,
+    by_stream: HashMap<StreamId, TailId>,
+    opening: HashMap<TailId, Found>,
+    /// Compressed files that are being searched for what is missing of streams.
+    unpacking: HashMap<TailId, Found>,
     /// Files that are done with, and their size then.
     resting: HashMap<FileKey, u64>,
+    /// Those of them that are compressed, and hold nothing that is known to be missing.
+    unsearched: HashSet<FileKey>,
+    /// Those of them that are so far the same as the beginning of a known stream, and since when they rest.
+    beginnings: HashMap<FileKey, Instant>,
+    /// All files that the last scan found, by inode number.
+    there: HashMap<u64, FileKey>,
+    /// Whether another scan is needed before everything is known to be shipped.
+    scan_wanted: bool,
     next_tail: u64,
     scanning: bool,
     scanned: bool,
@@ -321,9 +356,9 @@ impl Engine {
             .map_err(|error| RunError::Start { what: "starting the thread of the checkpoints", error })?;
         let Remembered { streams, categories } = remembered;
         let taken = streams.iter().map(|one| one.stream).collect();
-        let mut by_inode: HashMap<u64, Vec<Checkpoint>> = HashMap::new();
+        let mut memory = Memory::default();
         for checkpoint in streams {
-            by_inode.entry(checkpoint.inode).or_default().push(checkpoint);
+            memory.insert(checkpoint);
         }
         let results = sender.clone();
         let workers = Workers::start(
@@ -353,8 +388,10 @@ impl Engine {
             checkpoints,
             checkpoint_trouble,
             _data_dir: data_dir,
-            remembered: by_inode,
+            memory,
             taken,
+            orphans: HashMap::new(),
+            gone: HashSet::new(),
             watcher,
             hints,
             categories,
@@ -362,8 +399,14 @@ impl Engine {
             next_categories: now,
             tails: HashMap::new(),
             by_key: HashMap::new(),
+            by_stream: HashMap::new(),
             opening: HashMap::new(),
+            unpacking: HashMap::new(),
             resting: HashMap::new(),
+            unsearched: HashSet::new(),
+            beginnings: HashMap::new(),
+            there: HashMap::new(),
+            scan_wanted: false,
             next_tail: 0,
             scanning: false,
             scanned: false,
@@ -444,7 +487,8 @@ impl Engine {
                 _ => Ok(()),
             });
         }
-        if !self.once || !self.scanned || !self.opening.is_empty() {
+        let looking = !self.opening.is_empty() || !self.unpacking.is_empty() || self.scanning || self.scan_wanted;
+        if !self.once || !self.scanned || looking {
             return None;
         }
         let mut stuck = Vec::new();
@@ -477,7 +521,7 @@ impl Engine {
             return Ok(());
         }
         if now >= self.next_scan && self.may_scan() {
-            self.start_scan();
+            self.start_scan(now);
         }
         if now >= self.next_look {
             self.look(now);
@@ -489,7 +533,7 @@ impl Engine {
     }
 
     fn may_scan(&self) -> bool {
-        let enough = self.once && self.scanned;
+        let enough = self.once && self.scanned && !self.scan_wanted;
         !self.scanning && !enough
     }
 

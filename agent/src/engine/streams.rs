@@ -49,7 +49,15 @@ impl Engine {
         }
         let options = self.pace_options(source);
         let bucket_ends_at = self.bucket_end(source, now);
+        let orphan = self
+            .tails
+            .get(&id)
+            .filter(|tail| tail.named.as_ref().is_some_and(|named| matches!(named.stream.want(), Want::Replace(_))));
+        let orphan = orphan.and_then(|tail| self.checkpoint(tail));
         let Some(tail) = self.tails.get_mut(&id) else { return };
+        if tail.comparing.is_some() {
+            return;
+        }
         let over = tail.pace.is_over(now, &options);
         if tail.named.is_none() {
             // The beginning is worth another look when there is more of it, or will be no more.
@@ -97,6 +105,7 @@ impl Engine {
                     path = %tail.path.display(), stream = %named.stream_id, base = base.offset,
                     "the file and the stream are not the same any more: a new stream begins"
                 );
+                let stream = named.stream_id;
                 tail.generation = named.stream.generation() + 1;
                 let history = named.stream.history().filter(|position| position.offset <= base.offset).collect();
                 tail.named = None;
@@ -105,6 +114,10 @@ impl Engine {
                 tail.head_read_at = None;
                 tail.asked = false;
                 tail.careful = 0;
+                self.by_stream.remove(&stream);
+                if let Some(orphan) = orphan {
+                    self.orphaned(stream, orphan, now);
+                }
                 self.advance(id, now);
             }
             Want::Stopped(_) | Want::Send => {}
@@ -225,6 +238,8 @@ impl Engine {
                 }
             }
             Done::Checked(positions, matching) => self.checked(id, &positions, matching, now),
+            Done::Compared(likeness) => return self.compared(id, likeness, now),
+            Done::Unpacked(unpacked) => return self.unpacked(id, unpacked, now),
             Done::Cut { generation, from, end, carry, lines, altered, implausible } => {
                 self.metrics.lines.inc_by(lines);
                 self.metrics.altered.inc_by(altered);
@@ -294,6 +309,7 @@ impl Engine {
         let Some(tail) = self.tails.get_mut(&id) else { return };
         tail.checking = false;
         let Some(named) = &mut tail.named else { return };
+        let before = named.stream.committed();
         let notes = match matching {
             Ok(matching) => match named.stream.commit_to_check() {
                 Some(position) if positions == [position] => {
@@ -313,7 +329,11 @@ impl Engine {
                 Vec::new()
             }
         };
+        let learned = named.stream.committed() != before;
         self.note(id, &notes);
+        if learned && let Some(checkpoint) = self.tails.get(&id).and_then(|tail| self.checkpoint(tail)) {
+            self.remember(checkpoint);
+        }
     }
 
     /// Counts and logs what happened to a stream, and lets it rest where that is due.
@@ -375,7 +395,7 @@ impl Engine {
             tail.saved = Some(named.stream.committed());
             let tail = &self.tails[&id];
             if let Some(checkpoint) = self.checkpoint(tail) {
-                self.checkpoints.save(checkpoint);
+                self.remember(checkpoint);
             }
         }
     }

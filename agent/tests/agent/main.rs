@@ -1,5 +1,7 @@
 //! The agent over real files, in front of edges and a root that live in this process.
 
+mod chaos;
 mod database;
+mod rotation;
 mod shipping;
 mod support;

@@ -378,6 +378,8 @@ pub(crate) struct Scene {
     pub(crate) data_dir: Option<PathBuf>,
     /// Where the agent answers its operators, if it does.
     ops: Option<std::net::SocketAddr>,
+    /// The pattern of the names of the files that are shipped.
+    pub(crate) include: &'static str,
 }
 
 impl Scene {
@@ -391,7 +393,7 @@ impl Scene {
         let dir = tempfile::tempdir().expect("a directory");
         std::fs::create_dir(dir.path().join("logs")).expect("made");
         let (settings, source) = (String::new(), String::new());
-        Self { dir, root, edges: started, settings, source, data_dir: None, ops: None }
+        Self { dir, root, edges: started, settings, source, include: "*.log", data_dir: None, ops: None }
     }
 
     /// The directory in which all lies.
@@ -453,7 +455,7 @@ impl Scene {
             self.data_dir(),
             self.settings,
             self.ops.map_or("enabled = false".to_owned(), |ops| format!("listen = \"{ops}\"")),
-            self.log("*.log"),
+            self.log(self.include),
             self.source
         );
         let here = Surroundings { hostname: "web-1".into(), machine_id: None };
@@ -463,6 +465,10 @@ impl Scene {
     /// Starts an agent that follows the files.
     pub(crate) fn start(&self) -> Agent {
         let stop = CancellationToken::new();
+        if std::env::var_os("RUST_LOG").is_some() {
+            // Another agent of this process may have done so before.
+            let _ = tributary_common::telemetry::init(self.config().log);
+        }
         let run = tributary_agent::cli::run_until(self.config(), false, stop.clone());
         Agent { task: tokio::spawn(async move { run.await.map_err(|error| error.to_string()) }), stop }
     }
@@ -478,6 +484,22 @@ impl Scene {
         self.root.lock().expect("no panic")
     }
 
+    /// Has Debian's logrotate rotate `a.log` now, with these directives. The writer has no part in it.
+    pub(crate) fn logrotate(&self, directives: &str) {
+        let conf = self.dir.path().join("logrotate.conf");
+        // Without `su` logrotate refuses a directory that others may write, as temporary ones often are.
+        let text = format!("{:?} {{\nsu root root\nrotate 100\n{directives}\n}}\n", self.log("a.log"));
+        std::fs::write(&conf, text).expect("written");
+        let status = std::process::Command::new("logrotate")
+            .arg("--force")
+            .arg("--state")
+            .arg(self.dir.path().join("logrotate.state"))
+            .arg(&conf)
+            .status()
+            .expect("logrotate is installed: tests/setup.sh does it");
+        assert!(status.success(), "logrotate: {status}");
+    }
+
     /// Waits until the root has exactly these lines, in any order, and committed them.
     pub(crate) async fn expect_lines(&self, expected: &[String]) {
         let mut expected = expected.to_vec();
@@ -487,7 +509,19 @@ impl Scene {
             || format!("{} of {} lines came", self.root().lines().len(), expected.len()),
         )
         .await;
-        assert_eq!(self.root().lines(), expected);
+        let found = self.root().lines();
+        if found != expected {
+            let mut counts: BTreeMap<&str, i64> = BTreeMap::new();
+            for line in &found {
+                *counts.entry(line).or_default() += 1;
+            }
+            for line in &expected {
+                *counts.entry(line).or_default() -= 1;
+            }
+            counts.retain(|_, surplus| *surplus != 0);
+            let some: Vec<_> = counts.iter().take(10).collect();
+            panic!("{} lines came too often (+) or are missing (-), such as {some:?}", counts.len());
+        }
     }
 }
 
