@@ -15,6 +15,8 @@ pub enum RequestError {
     Timeout,
     /// 429 or 503: later.
     Busy,
+    /// 307: another endpoint has to be asked.
+    Moved,
     /// Another 4xx: never.
     Refused,
     /// 5xx, or something that is no answer.

@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::StatusCode;
-use http::header::CONTENT_TYPE;
+use http::header::{CONTENT_TYPE, LOCATION};
 use hyper::body::{Body, Frame, SizeHint};
 use tributary_common::http::backoff::retry_after;
 use tributary_common::http::endpoint::Endpoint;
-use tributary_common::http::pool::Trouble;
 use tributary_common::messages::{
     Answers, BATCHES_CONTENT_TYPE, BATCHES_PATH, CATEGORIES_PATH, Categories, POSITIONS_PATH, PositionsQuery, Problem,
+    SIBLING_HEADER,
 };
 
 use crate::metrics::RequestError;
@@ -45,6 +45,16 @@ pub enum ShipError {
         reason: String,
         /// When it wants to be asked again.
         after: Option<Duration>,
+        /// Whether it asks for being left, because it is being emptied.
+        sibling: bool,
+    },
+    /// 307: another one has to be asked.
+    #[error("{endpoint} says that {to} has to be asked")]
+    Moved {
+        /// Who was asked.
+        endpoint: Endpoint,
+        /// Who has to be.
+        to: Endpoint,
     },
     /// 400, 413 or 422: final for exactly these bytes.
     #[error("{endpoint} refuses the request with {status}: {reason}")]
@@ -59,22 +69,13 @@ pub enum ShipError {
 }
 
 impl ShipError {
-    /// What it means for the choice of an endpoint; nothing where the endpoint did all right.
-    #[must_use]
-    pub fn trouble(&self) -> Option<Trouble> {
-        match self {
-            Self::Broken { .. } => Some(Trouble::Broken),
-            Self::Busy { after, .. } => Some(Trouble::Busy(*after)),
-            Self::Refused { .. } => None,
-        }
-    }
-
     /// Under which name it is counted.
     #[must_use]
     pub fn kind(&self) -> RequestError {
         match self {
             Self::Broken { kind, .. } => *kind,
             Self::Busy { .. } => RequestError::Busy,
+            Self::Moved { .. } => RequestError::Moved,
             Self::Refused { .. } => RequestError::Refused,
         }
     }
@@ -176,6 +177,8 @@ impl Sender {
         let mut response = request.send().await.map_err(|error| broken(&error))?;
         let status = response.status();
         let after = retry_after(response.headers());
+        let sibling = response.headers().contains_key(SIBLING_HEADER);
+        let moved = moved_to(&response);
         let mut body = Vec::new();
         while let Some(piece) = response.chunk().await.map_err(|error| broken(&error))? {
             if body.len() + piece.len() > MAX_ANSWER_BYTES {
@@ -194,8 +197,9 @@ impl Sender {
             StatusCode::OK => serde_json::from_slice(&body)
                 .map_err(|error| self.nonsense(format!("its answer can't be read: {error}"))),
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
-                Err(ShipError::Busy { endpoint, reason: reason(), after })
+                Err(ShipError::Busy { endpoint, reason: reason(), after, sibling })
             }
+            StatusCode::TEMPORARY_REDIRECT if let Some(to) = moved => Err(ShipError::Moved { endpoint, to }),
             // The body came too slowly: that is the network's doing.
             StatusCode::REQUEST_TIMEOUT => {
                 Err(ShipError::Broken { endpoint, kind: RequestError::Timeout, error: reason() })
@@ -207,6 +211,12 @@ impl Sender {
             status => Err(self.nonsense(format!("status {status}: {}", reason()))),
         }
     }
+}
+
+/// The server that a redirect leads to.
+fn moved_to(response: &reqwest::Response) -> Option<Endpoint> {
+    let location = response.headers().get(LOCATION)?.to_str().ok()?;
+    location.strip_suffix(response.url().path())?.parse().ok()
 }
 
 /// An error with all its causes.

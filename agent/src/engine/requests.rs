@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tributary_common::batch::Batch;
 use tributary_common::http::client::{ClientOptions, build};
-use tributary_common::http::pool::Choice;
+use tributary_common::http::pool::{Choice, Trouble};
 use tributary_common::limits::{MAX_BATCHES_PER_REQUEST, MAX_STREAMS_PER_QUERY};
 use tributary_common::messages::{Answer, Answers, Categories, PositionsQuery, StreamQuery, Verdict};
 use tributary_common::position::Position;
@@ -62,9 +62,22 @@ impl Engine {
                     tracing::warn!(%error, "a request brought no answer: it is tried again");
                 }
                 self.trouble = Some(error.to_string());
-                match error.trouble() {
-                    None => self.pool.works(server),
-                    Some(trouble) => self.pool.fails(now, server, trouble, random()),
+                match error {
+                    ShipError::Refused { .. } => self.pool.works(server),
+                    ShipError::Broken { .. } => self.pool.fails(now, server, Trouble::Broken, random()),
+                    ShipError::Busy { after, sibling: true, .. } => {
+                        self.pool.declined(now, server, *after, random());
+                    }
+                    ShipError::Busy { after, .. } => {
+                        self.pool.fails(now, server, Trouble::Busy(*after), random());
+                    }
+                    ShipError::Moved { to, .. } => match self.config.endpoints.iter().position(|one| one == to) {
+                        Some(index) => self.pool.redirected(now, server, index, random()),
+                        None => {
+                            tracing::error!(%error, "that is none of this agent's endpoints: add it to them; meanwhile the next one is asked");
+                            self.pool.fails(now, server, Trouble::Broken, random());
+                        }
+                    },
                 }
             }
         }

@@ -246,6 +246,26 @@ async fn what_an_edge_lost_is_sent_again_also_when_nothing_new_comes() {
 }
 
 #[tokio::test]
+async fn a_root_that_does_not_own_the_lane_says_who_does() {
+    let scene = Scene::new(3).await;
+    scene.edges[0].redirect(&scene.edges[2].url);
+    append(&scene.log("a.log"), &lines(0..2000));
+    scene.once().await.expect("all is shipped");
+    scene.expect_lines(&lines(0..2000)).await;
+    assert_eq!((scene.edges[0].requests(), scene.edges[1].requests()), (1, 0));
+}
+
+#[tokio::test]
+async fn an_edge_that_is_being_emptied_is_left_at_once() {
+    let scene = Scene::new(2).await;
+    scene.edges[0].drain();
+    append(&scene.log("a.log"), &lines(0..2000));
+    scene.once().await.expect("all is shipped");
+    scene.expect_lines(&lines(0..2000)).await;
+    assert_eq!(scene.edges[0].requests(), 1);
+}
+
+#[tokio::test]
 async fn an_edge_that_is_busy_is_asked_again() {
     let scene = Scene::new(1).await;
     scene.edges[0].fail(Some(http::StatusCode::SERVICE_UNAVAILABLE));

@@ -21,7 +21,7 @@ use tributary_common::http::server::{ServerLimits, ServerMetrics, serve};
 use tributary_common::ids::{CategoryName, LaneCount, StreamId};
 use tributary_common::messages::{
     Answer, Answers, BATCHES_PATH, CATEGORIES_PATH, Categories, CategorySettings, POSITIONS_PATH, PositionsQuery,
-    Verdict,
+    SIBLING_HEADER, Verdict,
 };
 use tributary_common::position::Position;
 use tributary_common::ranges::RangeSet;
@@ -158,6 +158,8 @@ struct EdgeState {
     spool: BTreeMap<StreamId, Held>,
     forwarding: bool,
     status: Option<StatusCode>,
+    /// A header of every answer.
+    header: Option<(&'static str, String)>,
     requests: u64,
     refused_line: Option<&'static str>,
     categories: Categories,
@@ -251,6 +253,7 @@ impl Edge {
             spool: BTreeMap::new(),
             forwarding: true,
             status: None,
+            header: None,
             requests: 0,
             refused_line: None,
             categories: Categories {
@@ -283,6 +286,18 @@ impl Edge {
     /// From now on every request is answered with this status.
     pub(crate) fn fail(&self, status: Option<StatusCode>) {
         self.state().status = status;
+    }
+
+    /// From now on every request is answered as by a root that doesn't own the lane, but the one at `url` does.
+    pub(crate) fn redirect(&self, url: &str) {
+        self.state().header = Some(("location", url.to_owned()));
+        self.fail(Some(StatusCode::TEMPORARY_REDIRECT));
+    }
+
+    /// From now on every request is answered as by an edge that is being emptied.
+    pub(crate) fn drain(&self) {
+        self.state().header = Some((SIBLING_HEADER, "sibling".to_owned()));
+        self.fail(Some(StatusCode::SERVICE_UNAVAILABLE));
     }
 
     /// Whether it hands what it gets to the root.
@@ -326,7 +341,12 @@ async fn handle(state: &Mutex<EdgeState>, request: Request<TimedBody>) -> Respon
     let mut state = state.lock().expect("no panic");
     state.requests += 1;
     if let Some(status) = state.status {
-        return answer(status, &serde_json::json!({ "error": "so the test wants" }));
+        let mut answer = answer(status, &serde_json::json!({ "error": "so the test wants" }));
+        if let Some((name, value)) = &state.header {
+            let value = if *name == "location" { format!("{value}{path}") } else { value.clone() };
+            answer.headers_mut().insert(*name, value.parse().expect("a value"));
+        }
+        return answer;
     }
     match (method, path.as_str()) {
         (Method::GET, CATEGORIES_PATH) => answer(StatusCode::OK, &state.categories),
