@@ -28,9 +28,10 @@ enum Event {
         log: usize,
         late: u32,
     },
-    /// The log is copied and emptied; nothing is written meanwhile.
+    /// The log is copied and emptied; nothing is written meanwhile, but so many lines at once after that.
     CopyTruncate {
         log: usize,
+        then: u32,
     },
     /// What was rotated last is compressed.
     Compress {
@@ -60,7 +61,7 @@ fn event() -> impl Strategy<Value = Event> {
         8 => (log.clone(), prop_oneof![1_u32..20, 500_u32..3000]).prop_map(|(log, count)| Event::Append { log, count }),
         2 => log.clone().prop_map(|log| Event::Half { log }),
         3 => (log.clone(), 0_u32..30).prop_map(|(log, late)| Event::Rename { log, late }),
-        3 => log.clone().prop_map(|log| Event::CopyTruncate { log }),
+        3 => (log.clone(), prop_oneof![Just(0), 1_u32..4000]).prop_map(|(log, then)| Event::CopyTruncate { log, then }),
         2 => (log.clone(), any::<bool>()).prop_map(|(log, zstd)| Event::Compress { log, zstd }),
         1 => log.prop_map(|log| Event::Replace { log }),
         3 => Just(Event::Start),
@@ -189,7 +190,7 @@ impl World {
                 let late = self.lines(late);
                 append(&old, &late);
             }
-            Event::CopyTruncate { log } if self.is_known(log) => {
+            Event::CopyTruncate { log, then } if self.is_known(log) => {
                 self.first.remove(&log);
                 self.end_half(log);
                 self.shift(log);
@@ -197,6 +198,10 @@ impl World {
                 std::fs::copy(self.log(log), self.rotated(log, 1)).expect("copied");
                 let file = std::fs::OpenOptions::new().write(true).open(self.log(log)).expect("opened");
                 file.set_len(0).expect("truncated");
+                if then > 0 {
+                    // Soon the file is as long as it was, and only its bytes show that they are others.
+                    self.append(log, then);
+                }
             }
             Event::Compress { log, zstd } if self.rotated(log, 1).exists() => {
                 self.copies = true;
