@@ -404,6 +404,7 @@ mod tests {
         TimeReader::new(&TimestampOptions {
             formats: vec![TimeFormat::Strptime("%Y-%m-%dT%H:%M:%SZ".to_owned())],
             after: bytes::Bytes::new(),
+            json_field: None,
             timezone: TimeZone::UTC,
         })
     }
@@ -453,7 +454,9 @@ mod tests {
         for n in 0..1000 {
             data.extend_from_slice(format!("2026-11-22T{:02}:00:00Z x\n", 20 + n % 2).as_bytes());
         }
-        let interleaved = cut(&options(), input(&data), Some(&mut times()));
+        assert_eq!(cut(&options(), input(&data), Some(&mut times())).lines, 1000, "two hours that alternate fit");
+        let data_of_more: Vec<u8> = data.repeat(3);
+        let interleaved = cut(&options(), input(&data_of_more), Some(&mut times()));
         assert_eq!(interleaved.lines, 2 * MAX_RUNS_PER_SLICE as u64);
         data.clear();
         for n in 0..1000 {
@@ -546,6 +549,45 @@ mod tests {
     }
 
     proptest! {
+        /// Whatever the bytes are, each is covered once, and nothing panics.
+        #[test]
+        fn no_bytes_make_it_panic(
+            data in proptest::collection::vec(prop_oneof![3 => any::<u8>(), 1 => Just(b'\n'), 1 => Just(0), 1 => Just(b'\r')], 0..3000),
+            max_line_bytes in 1_usize..300,
+            max_stored_bytes in 1_usize..2000,
+            policy in 0_usize..3,
+            (inside_line, skipping, is_final, prefix) in any::<(bool, bool, bool, bool)>(),
+            carry_ms in any::<Option<i32>>(),
+        ) {
+            let options = CutOptions {
+                max_line_bytes,
+                long_lines: [LongLines::Split, LongLines::Truncate, LongLines::Drop][policy],
+                prefix: if prefix { "p ".into() } else { bytes::Bytes::new() },
+                max_stored_bytes,
+                ..options()
+            };
+            let input = Input {
+                end: if is_final { DataEnd::Final } else { DataEnd::Open },
+                inside_line,
+                skipping: inside_line && skipping,
+                carry_ms: carry_ms.map(i64::from),
+                ..input(&data)
+            };
+            let cut = cut(&options, input, Some(&mut times()));
+            let mut covered: Vec<_> = cut.slices.iter().flat_map(|slice| slice.runs.iter().map(Run::range)).collect();
+            covered.sort_by_key(|run| run.start);
+            let mut reach = 0;
+            for run in covered {
+                prop_assert_eq!(run.start, reach);
+                reach = run.end;
+            }
+            prop_assert_eq!(reach, cut.len as u64);
+            for slice in &cut.slices {
+                let stored = slice.stored(&data, 0, &mut Vec::new()).len() as u64;
+                prop_assert_eq!(stored, slice.runs.iter().map(|run| run.stored).sum::<u64>());
+            }
+        }
+
         /// However the file is read in pieces, the records are the same, and every byte is covered once.
         #[test]
         fn the_records_do_not_depend_on_how_the_file_is_read(

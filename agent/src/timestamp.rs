@@ -6,7 +6,12 @@
 //! found out by trying: other digits are put there, and the whole text must parse to the time that they would mean.
 //!
 //! A time is believed if it is at most [`MAX_AHEAD_MS`] ahead of this machine's clock and at most [`MAX_BEHIND_MS`]
-//! behind.
+//! behind. Where that clock itself can't be right, since it shows a time before [`CLOCK_IS_RIGHT_FROM_MS`], as on a
+//! machine that has not heard from a time server yet, times that are not older than that are believed.
+//!
+//! Where a zone's clocks are set back, a local time that comes twice is taken for the first; where they are set forward, one
+//! that doesn't exist is read by the offset from before. A time without a year is of that year which makes it nearest to
+//! the clock.
 
 use jiff::Timestamp;
 use jiff::fmt::strtime::BrokenDownTime;
@@ -20,6 +25,12 @@ pub const MAX_AHEAD_MS: i64 = 86_400_000;
 
 /// How far behind the clock a time is believed: ten years, for old logs that are shipped late.
 pub const MAX_BEHIND_MS: i64 = 3653 * 86_400_000;
+
+/// A clock that shows an earlier time, 2026-01-01T00:00:00Z in milliseconds since 1970, is wrong: this program is newer.
+pub const CLOCK_IS_RIGHT_FROM_MS: i64 = 1_767_225_600_000;
+
+/// Half a year, nearly: a time that is so near to the clock is not nearer in another year.
+const NEAREST_YEAR_MS: i64 = 182 * 86_400_000;
 
 /// How far into a line the text before the time is looked for.
 const SEARCH_BYTES: usize = 4096;
@@ -43,7 +54,7 @@ pub enum LineTime {
 /// What it remembers only saves time: what it says of a line does not depend on the lines before.
 pub struct TimeReader {
     formats: Vec<Format>,
-    after: Option<Finder<'static>>,
+    place: Place,
     timezone: TimeZone,
     last: Option<Remembered>,
 }
@@ -52,6 +63,46 @@ impl std::fmt::Debug for TimeReader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("TimeReader").field("formats", &self.formats).finish_non_exhaustive()
     }
+}
+
+/// Where in the line the time stands.
+enum Place {
+    Beginning,
+    /// Right behind these bytes.
+    After(Finder<'static>),
+    /// The value of the JSON field whose key this is, with its quotes.
+    JsonField(Finder<'static>),
+}
+
+impl Place {
+    fn of(options: &TimestampOptions) -> Self {
+        match &options.json_field {
+            Some(key) => Self::JsonField(Finder::new(&format!("\"{key}\"")).into_owned()),
+            None if options.after.is_empty() => Self::Beginning,
+            None => Self::After(Finder::new(&options.after).into_owned()),
+        }
+    }
+
+    /// The line from the time on.
+    #[inline]
+    fn find<'a>(&self, line: &'a [u8]) -> Option<&'a [u8]> {
+        let searched = &line[..line.len().min(SEARCH_BYTES)];
+        match self {
+            Self::Beginning => Some(line),
+            Self::After(after) => Some(&line[after.find(searched)? + after.needle().len()..]),
+            Self::JsonField(key) => key.find_iter(searched).find_map(|at| {
+                // A value that reads the same as the key has no colon behind it.
+                let value = skip_spaces(skip_spaces(&line[at + key.needle().len()..]).strip_prefix(b":")?);
+                Some(value.strip_prefix(b"\"").unwrap_or(value))
+            }),
+        }
+    }
+}
+
+/// Without the white space that JSON allows within a line.
+fn skip_spaces(text: &[u8]) -> &[u8] {
+    let len = text.iter().take_while(|byte| matches!(byte, b' ' | b'\t' | b'\r')).count();
+    &text[len..]
 }
 
 #[derive(Debug, Clone)]
@@ -75,13 +126,15 @@ struct Remembered {
     fraction_digits: usize,
     /// What followed.
     behind: [u8; 2],
+    /// Whether the year is not in the text, so that it depends on the clock.
+    yearless: bool,
 }
 
 /// What kinds of characters follow a time that ends at `end`.
 fn behind(line: &[u8], end: usize) -> [u8; 2] {
     [end, end + 1].map(|at| match line.get(at) {
         Some(b'0'..=b'9') => b'0',
-        Some(mark @ (b'.' | b',')) => *mark,
+        Some(mark @ (b'.' | b',' | b':')) => *mark,
         _ => b' ',
     })
 }
@@ -94,11 +147,14 @@ impl Remembered {
         }
     }
 
-    fn read(&self, line: &[u8]) -> Option<i64> {
+    fn read(&self, line: &[u8], now_ms: i64) -> Option<i64> {
+        if self.yearless && self.minute_ms.abs_diff(now_ms) > NEAREST_YEAR_MS.unsigned_abs() {
+            return None;
+        }
         let text = line.get(..self.len)?;
         let (head, tail_at) = (self.seconds_at, self.tail_at());
-        if tail_at == self.len && behind(line, self.len) != self.behind {
-            // Where nothing else ends a time, more digits or a fraction may belong to it.
+        if behind(line, self.len) != self.behind {
+            // More digits, a fraction, or the seconds of an offset may belong to the time.
             return None;
         }
         if text[..head] != self.text[..head] || text[tail_at..] != self.text[tail_at..self.len] {
@@ -143,31 +199,18 @@ impl TimeReader {
             }
             TimeFormat::Strptime(format) => Format::Strptime(format.clone()),
         });
-        Self {
-            formats: formats.collect(),
-            after: (!options.after.is_empty()).then(|| Finder::new(&options.after).into_owned()),
-            timezone: options.timezone.clone(),
-            last: None,
-        }
+        Self { formats: formats.collect(), place: Place::of(options), timezone: options.timezone.clone(), last: None }
     }
 
     /// The time of `line`, by a clock that shows `now_ms`.
     #[inline]
     pub fn read(&mut self, line: &[u8], now_ms: i64) -> LineTime {
-        let text = match &self.after {
-            None => line,
-            Some(after) => match after.find(&line[..line.len().min(SEARCH_BYTES)]) {
-                Some(at) => &line[at + after.needle().len()..],
-                None => return LineTime::None,
-            },
-        };
-        let known = self.last.as_ref().and_then(|last| last.read(text));
+        let Some(text) = self.place.find(line) else { return LineTime::None };
+        let known = self.last.as_ref().and_then(|last| last.read(text, now_ms));
         match known.or_else(|| self.parse(text, now_ms)) {
             None => LineTime::None,
-            Some(ms) if ms > now_ms.saturating_add(MAX_AHEAD_MS) || ms < now_ms.saturating_sub(MAX_BEHIND_MS) => {
-                LineTime::Implausible
-            }
-            Some(ms) => LineTime::At(ms),
+            Some(ms) if is_plausible(ms, now_ms) => LineTime::At(ms),
+            Some(_) => LineTime::Implausible,
         }
     }
 
@@ -192,6 +235,13 @@ impl TimeReader {
         }
         None
     }
+}
+
+fn is_plausible(ms: i64, now_ms: i64) -> bool {
+    if now_ms < CLOCK_IS_RIGHT_FROM_MS {
+        return (CLOCK_IS_RIGHT_FROM_MS..CLOCK_IS_RIGHT_FROM_MS + MAX_BEHIND_MS).contains(&ms);
+    }
+    ms <= now_ms.saturating_add(MAX_AHEAD_MS) && ms >= now_ms.saturating_sub(MAX_BEHIND_MS)
 }
 
 /// A number of milliseconds or seconds since 1970 at the beginning of `text`.
@@ -244,6 +294,12 @@ fn strptime(format: &str, text: &[u8], timezone: &TimeZone, now_ms: i64) -> Opti
     Some((nearest?, len))
 }
 
+/// Whether what the text says by the format leaves the year open.
+fn is_yearless(format: &str, text: &[u8]) -> bool {
+    BrokenDownTime::parse_prefix(format, text)
+        .is_ok_and(|(parsed, _)| parsed.year().is_none() && parsed.to_timestamp().is_err())
+}
+
 /// Finds the seconds in the text of `len` bytes at the beginning of `line`, which means `ms`, by trying what other digits there would mean.
 fn remember(format: &str, line: &[u8], len: usize, ms: i64, timezone: &TimeZone, now_ms: i64) -> Option<Remembered> {
     let text = &line[..len];
@@ -271,6 +327,7 @@ fn remember(format: &str, line: &[u8], len: usize, ms: i64, timezone: &TimeZone,
             seconds_at,
             fraction_digits: 0,
             behind: behind(line, len),
+            yearless: is_yearless(format, text),
         };
         if let Some(b'.' | b',') = text.get(seconds_at + 2) {
             let behind = &text[seconds_at + 3..];
@@ -283,7 +340,7 @@ fn remember(format: &str, line: &[u8], len: usize, ms: i64, timezone: &TimeZone,
                 found.fraction_digits = digits;
             }
         }
-        return (found.read(line) == Some(ms)).then_some(found);
+        return (found.read(line, now_ms) == Some(ms)).then_some(found);
     }
     None
 }
@@ -298,6 +355,14 @@ mod tests {
     const NOW_MS: i64 = 1_795_378_531_000;
 
     fn reader(formats: &[&str], after: &str, timezone: &str) -> TimeReader {
+        reader_of(formats, after, None, timezone)
+    }
+
+    fn json_reader(formats: &[&str], field: &str) -> TimeReader {
+        reader_of(formats, "", Some(field), "UTC")
+    }
+
+    fn reader_of(formats: &[&str], after: &str, json_field: Option<&str>, timezone: &str) -> TimeReader {
         let formats = formats.iter().map(|format| match *format {
             "unix_ms" => TimeFormat::UnixMs,
             format => TimeFormat::Strptime(format.to_owned()),
@@ -305,6 +370,7 @@ mod tests {
         TimeReader::new(&TimestampOptions {
             formats: formats.collect(),
             after: after.to_owned().into(),
+            json_field: json_field.map(str::to_owned),
             timezone: TimeZone::get(timezone).expect("a time zone"),
         })
     }
@@ -375,6 +441,58 @@ mod tests {
     }
 
     #[test]
+    fn the_time_is_the_value_of_a_json_field() {
+        let mut text = json_reader(&["%Y-%m-%dT%H:%M:%S%.f%:z", "%s"], "ts");
+        for line in [
+            r#"{"ts":"2026-11-22T20:15:31Z","msg":"x"}"#,
+            r#"{"msg": "x", "ts" : "2026-11-22T20:15:31.000+00:00"}"#,
+            r#"{"msg":"its key is \"ts\"","ts":"2026-11-22T21:15:31+01:00","tsx":1}"#,
+            r#"{"kind":"ts", "more":["ts"], "in":{"ts":1795378531}, "ts":1}"#,
+            "{\t\"ts\"\t:\t1795378531}",
+        ] {
+            let line = line.replace("31Z", "31+00:00");
+            assert_eq!(text.read(line.as_bytes(), NOW_MS), at("2026-11-22T20:15:31Z"), "{line}");
+        }
+        for line in
+            [r#"{"msg":"x"}"#, r#"{"ts":null}"#, r#"{"ts":"never"}"#, r#"{"ts""#, r#"{"ts":"#, r#"{"ts":""#, "ts"]
+        {
+            assert_eq!(text.read(line.as_bytes(), NOW_MS), LineTime::None, "{line}");
+        }
+        let far = format!("{{\"msg\":\"{}\",\"ts\":1795378531}}", "x".repeat(SEARCH_BYTES));
+        assert_eq!(text.read(far.as_bytes(), NOW_MS), LineTime::None);
+        let mut ms = json_reader(&["unix_ms"], "@timestamp");
+        assert_eq!(ms.read(br#"{"@timestamp": 1795378531007}"#, NOW_MS), LineTime::At(NOW_MS + 7));
+        assert_eq!(ms.read(br#"{"@timestamp": "1795378531008"}"#, NOW_MS), LineTime::At(NOW_MS + 8));
+    }
+
+    #[test]
+    fn a_local_time_that_comes_twice_or_never_is_read_all_the_same() {
+        let mut berlin = reader(&["%Y-%m-%d %H:%M:%S"], "", "Europe/Berlin");
+        assert_eq!(berlin.read(b"2026-10-25 01:59:59", NOW_MS), at("2026-10-24T23:59:59Z"));
+        assert_eq!(berlin.read(b"2026-10-25 02:30:00", NOW_MS), at("2026-10-25T00:30:00Z"), "the first of two");
+        assert_eq!(berlin.read(b"2026-10-25 03:00:00", NOW_MS), at("2026-10-25T02:00:00Z"));
+        assert_eq!(berlin.read(b"2026-03-29 01:59:59", NOW_MS), at("2026-03-29T00:59:59Z"));
+        assert_eq!(berlin.read(b"2026-03-29 02:30:00", NOW_MS), at("2026-03-29T01:30:00Z"), "which doesn't exist");
+        assert_eq!(berlin.read(b"2026-03-29 03:00:00", NOW_MS), at("2026-03-29T01:00:00Z"));
+    }
+
+    #[test]
+    fn a_clock_that_jumps_changes_the_year_of_a_time_without_one_also_when_it_is_remembered() {
+        let mut syslog = reader(&["%b %d %H:%M:%S"], "", "UTC");
+        let clock = |time: &str| time.parse::<Timestamp>().expect("a time").as_millisecond();
+        assert_eq!(syslog.read(b"Nov 22 20:15:31 host x", clock("2027-11-22T20:15:31Z")), at("2027-11-22T20:15:31Z"));
+        assert_eq!(syslog.read(b"Nov 22 20:15:32 host x", clock("2026-11-22T20:15:31Z")), at("2026-11-22T20:15:32Z"));
+    }
+
+    #[test]
+    fn by_a_clock_that_can_not_be_right_times_of_late_are_believed() {
+        let mut reader = reader(&["%Y-%m-%d %H:%M:%S"], "", "UTC");
+        assert_eq!(reader.read(b"2026-11-22 20:15:31", 60_000), at("2026-11-22T20:15:31Z"));
+        assert_eq!(reader.read(b"1970-01-01 00:00:31", 60_000), LineTime::Implausible);
+        assert_eq!(reader.read(b"2099-01-01 00:00:31", 60_000), LineTime::Implausible);
+    }
+
+    #[test]
     fn the_place_of_the_seconds_is_found_whatever_the_format() {
         for format in ["%d/%b/%Y:%H:%M:%S %z", "%Y-%m-%dT%H:%M:%S%.6f%:z", "%S %M %H %d %m %Y", "%Y%m%d%H%M%S"] {
             let mut reader = reader(&[format], "", "UTC");
@@ -387,6 +505,37 @@ mod tests {
     }
 
     proptest! {
+        /// Bytes that are no lines of a log do no harm, and what is remembered of them changes nothing.
+        #[test]
+        fn no_bytes_make_it_panic(
+            lines in proptest::collection::vec(
+                prop_oneof![
+                    proptest::collection::vec(any::<u8>(), 0..80),
+                    "[{]?[\"]?(ts)?[\"]? ?:? ?[\"]?[0-9TZ:. +-]{0,40}".prop_map(String::into_bytes),
+                    (proptest::collection::vec(any::<u8>(), 0..4), 0_usize..30).prop_map(|(odd, at)| {
+                        let mut line = b"2026-11-22T20:15:31.125+00:00 text".to_vec();
+                        line.splice(at..(at + odd.len()).min(34), odd);
+                        line
+                    }),
+                ],
+                1..20,
+            ),
+            place in 0_usize..3,
+            clocks in proptest::collection::vec(prop_oneof![Just(NOW_MS), any::<i64>()], 20),
+        ) {
+            let formats = ["%Y-%m-%dT%H:%M:%S%.f%:z", "%b %e %H:%M:%S", "%d/%b/%y:%I:%M:%S %p", "%s", "unix_ms"];
+            let make = || match place {
+                0 => reader(&formats, "", "Europe/Berlin"),
+                1 => reader(&formats, "T", "Europe/Berlin"),
+                _ => json_reader(&formats, "ts"),
+            };
+            let mut remembering = make();
+            for (line, now_ms) in lines.iter().zip(clocks) {
+                let said = remembering.read(line, now_ms);
+                prop_assert_eq!(said, make().read(line, now_ms), "{:?}", String::from_utf8_lossy(line));
+            }
+        }
+
         /// What is remembered never changes what is said.
         #[test]
         fn a_reader_that_remembers_says_what_a_fresh_one_says(

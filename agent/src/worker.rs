@@ -24,8 +24,9 @@ use crate::cut::{CutOptions, DataEnd, Input, cut};
 use crate::identity::{FileFacts, Head, read_up_to};
 use crate::timestamp::{LineTime, TimeReader};
 
-/// How far back a line that says its time is looked for, when a file is taken up in the middle.
-const TIME_SEARCH_BYTES: usize = 64 << 10;
+/// How far back a line that says its time is looked for, when a file is taken up in the middle, and in which pieces.
+const TIME_SEARCH_BYTES: u64 = 16 << 20;
+const TIME_SEARCH_PIECE: u64 = 64 << 10;
 
 /// How far back from the end of a file its last newline is looked for.
 const END_SEARCH_BYTES: usize = 1 << 20;
@@ -308,11 +309,7 @@ impl<'a> Worker<'a> {
         let mut times = self.times[job.source].as_mut();
         // One byte more than a batch covers, so that the longest line has room for its newline.
         let wanted = self.options.batch_bytes + 1;
-        let before = match job.carry {
-            Carry::Search if times.is_some() => TIME_SEARCH_BYTES,
-            _ => TAIL_WINDOW_BYTES,
-        };
-        let before = usize::try_from(from.offset).unwrap_or(usize::MAX).min(before);
+        let before = usize::try_from(from.offset).unwrap_or(usize::MAX).min(TAIL_WINDOW_BYTES);
         self.buffer.resize(self.buffer.len().max(before + wanted), 0);
         let got = read_up_to(file, &mut self.buffer[..before + wanted], from.offset - before as u64)?;
         let size = from.offset - before as u64 + got as u64;
@@ -324,7 +321,7 @@ impl<'a> Worker<'a> {
         let carry_ms = match (job.carry, &mut times) {
             (Carry::Known(ms), _) => ms,
             (Carry::Search, None) => None,
-            (Carry::Search, Some(times)) => last_time(known, before as u64 == from.offset, times, job.now_ms),
+            (Carry::Search, Some(times)) => time_before(file, from.offset, times, job.now_ms)?,
         };
         let inside_line = known.last().is_some_and(|byte| *byte != b'\n');
         let skipping = inside_line
@@ -416,21 +413,31 @@ fn check(file: &File, positions: &[Position]) -> io::Result<Vec<Position>> {
     Ok(matching)
 }
 
-/// The time of the last line in `known` that says one. `from_start`: whether `known` begins where the file does.
-fn last_time(known: &[u8], from_start: bool, times: &mut TimeReader, now_ms: i64) -> Option<i64> {
-    let mut end = known.len();
-    while end > 0 {
-        let start = memchr::memrchr(b'\n', &known[..end - 1]).map_or(0, |newline| newline + 1);
-        if start > 0 || from_start {
-            match times.read(&known[start..end], now_ms) {
-                LineTime::At(ms) => return Some(ms),
-                LineTime::Implausible => return Some(now_ms),
+/// The time of the last line before `offset` that says one: a stack trace stays with the line that it belongs to.
+fn time_before(file: &File, offset: u64, times: &mut TimeReader, now_ms: i64) -> io::Result<Option<i64>> {
+    let lowest = offset.saturating_sub(TIME_SEARCH_BYTES);
+    let mut end = offset;
+    let mut bytes = Vec::new();
+    while end > lowest {
+        let from = end.saturating_sub(TIME_SEARCH_PIECE);
+        bytes.resize((end - from) as usize, 0);
+        let got = read_up_to(file, &mut bytes, from)?;
+        let piece = &bytes[..got];
+        let mut line_end = piece.len();
+        while line_end > 0 {
+            let newline = memchr::memrchr(b'\n', &piece[..line_end - 1]);
+            let Some(start) = newline.map(|newline| newline + 1).or((from == 0).then_some(0)) else { break };
+            match times.read(&piece[start..line_end], now_ms) {
+                LineTime::At(ms) => return Ok(Some(ms)),
+                LineTime::Implausible => return Ok(Some(now_ms)),
                 LineTime::None => {}
             }
+            line_end = start;
         }
-        end = start;
+        // The line that begins before the piece is read with the next one; of a very long one, only its beginning.
+        end = if line_end < piece.len() { from + line_end as u64 } else { from };
     }
-    None
+    Ok(None)
 }
 
 /// Whether more than `max_line_bytes` bytes without a newline lie before `offset`: then that line's beginning was

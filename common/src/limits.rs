@@ -18,8 +18,9 @@ pub const MAX_FRAME_BYTES: u64 = MAX_FRAME_RAW_BYTES + MAX_FRAME_RAW_BYTES / 2;
 /// Most bytes of the header payload of a frame. A gzip extra field holds 65,535 bytes, 4 of which are its own.
 pub const MAX_FRAME_HEADER_BYTES: usize = 65_535 - 4;
 
-/// Most runs in one slice. A batch that would need more ends earlier.
-pub const MAX_RUNS_PER_SLICE: usize = 64;
+/// Most runs in one slice. A batch that would need more ends earlier. So many that lines of two hours that alternate
+/// don't make tiny batches, so few that the header of a frame has room for them.
+pub const MAX_RUNS_PER_SLICE: usize = 1024;
 
 /// Most slices (buckets) in one batch.
 pub const MAX_SLICES_PER_BATCH: usize = 64;

@@ -55,6 +55,10 @@ pub struct TimestampOptions {
     /// `after`: the time stands right behind the first occurrence of these bytes in the line. Default empty: at the
     /// line's beginning.
     pub after: Bytes,
+    /// `json_field`: in its place, the key of the JSON field whose value, a string or a number, is the time: the first
+    /// key of that name in the first 4 KiB of the line, at whatever depth, with or without spaces around the colon. From
+    /// 1 to 128 bytes, as it stands between its quotes.
+    pub json_field: Option<String>,
     /// `timezone`: an IANA name, for formats that say no offset. Default `UTC`.
     pub timezone: TimeZone,
 }
@@ -314,6 +318,14 @@ impl TimestampOptions {
         }
         let formats = table.required("format", list(text_as("\"%d/%b/%Y:%H:%M:%S %z\"", check_format)));
         let after = table.optional("after", text().example("\"[\""));
+        let json_field = table.optional("json_field", text_as("\"ts\"", check_json_field));
+        if after.is_written() && json_field.is_written() {
+            let _: Reported = table.complain_between(
+                &[after.place(), json_field.place()],
+                Complaint::new("`after` and `json_field` are both written")
+                    .help("write one: `json_field` for lines that are JSON objects, `after` for others"),
+            );
+        }
         let timezone = table.or(
             "timezone",
             text_as("\"Europe/Berlin\"", |name| {
@@ -327,9 +339,18 @@ impl TimestampOptions {
         Ok(Some(Self {
             formats: formats?.into_value(),
             after: Bytes::from(after.into_value().unwrap_or_default()),
+            json_field: json_field.into_value(),
             timezone: timezone.into_value(),
         }))
     }
+}
+
+fn check_json_field(key: &str) -> Result<String, Complaint> {
+    if (1..=128).contains(&key.len()) && !key.contains(['"', '\\']) && !key.chars().any(char::is_control) {
+        return Ok(key.to_owned());
+    }
+    Err(Complaint::new(format!("{key:?} can't be the key of a JSON field"))
+        .help("write the key alone, as in \"ts\": 1 to 128 bytes without quotes and backslashes; a path into nested objects can't be given"))
 }
 
 /// Tries a format out: prints a time by it and reads that back.

@@ -1,6 +1,7 @@
 //! The agent over real files, in front of edges and a root that live in this process.
 
 mod chaos;
+mod content;
 mod database;
 mod rotation;
 mod shipping;

@@ -421,6 +421,12 @@ impl Scene {
         self.dir.path()
     }
 
+    /// Waits until the agent has been heard of at all.
+    pub(crate) async fn answered(&self) {
+        let before = self.edges[0].requests();
+        wait_for(|| self.edges[0].requests() > before, || "the agent asks nothing".into()).await;
+    }
+
     /// From now on the agent answers its operators.
     pub(crate) fn answers_operators(mut self) -> Self {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
