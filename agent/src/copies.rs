@@ -8,15 +8,15 @@
 //! | Original | The other file | What it is taken for |
 //! |---|---|---|
 //! | can be read | has other bytes | another log |
-//! | | is as long or longer, and the same up to there, [`SURE_BYTES`] at least (512 where the original was deleted) | a copy; what it has beyond that is its own |
+//! | | is as long or longer, and the same up to there, `SURE_BYTES` at least (512 where the original was deleted) | a copy; what it has beyond that is its own |
 //! | | is longer, and less is the same | another log |
 //! | | is shorter, or little of it, and the same | so far a beginning: it may become either |
 //! | gone or emptied | has other bytes before a remembered position | another log |
 //! | | reaches what is committed, with the same bytes there | where the stream goes on |
 //! | | doesn't reach it | so far a beginning |
-//! | gone, and was committed to its end | is the same in less than [`SURE_BYTES`] | another log |
+//! | gone, and was committed to its end | is the same in less than `SURE_BYTES` | another log |
 //!
-//! A beginning that rests counts as a copy when at least [`SURE_BYTES`] were the same, else as another log: many programs
+//! A beginning that rests counts as a copy when at least `SURE_BYTES` were the same, else as another log: many programs
 //! begin each of their files with the same lines.
 //!
 //! Two logs whose lines are all the same, with no time in them, can't be told apart this way.
