@@ -726,6 +726,7 @@ impl Lane {
         let mut counts = Counts::default();
         let mut found: BTreeMap<_, tributary_common::ranges::RangeSet> = BTreeMap::new();
         let mut record = given_up.record;
+        let is_there = scan.is_some();
         let mut end = 0;
         if let Some((scan, len)) = scan {
             end = scan.end;
@@ -754,6 +755,11 @@ impl Lane {
                 .collect();
             let unsettled = Some(Unsettled { at: Instant::now() + self.settings.settle, end, counts, ranges });
             self.closed.insert(record.name.clone(), Closed { record, unsettled, in_entry: None });
+        } else if is_there {
+            // Without a single frame: nothing of it must settle, and its hour's seal deletes it.
+            record.closed = true;
+            self.entry_wanted = true;
+            self.closed.insert(record.name.clone(), Closed { record, unsettled: None, in_entry: None });
         }
     }
 
@@ -1122,7 +1128,10 @@ impl Lane {
                                 self.closed.remove(input);
                             });
                         }
-                        tracing::warn!(hour = %key, files = moves.len(), "late data was put beside the published hour");
+                        let files = moves.iter().filter(|one| one.file.is_some()).count();
+                        if files > 0 {
+                            tracing::warn!(hour = %key, files, "late data was put beside the published hour");
+                        }
                     }
                     self.jobs.remove(&key);
                     self.set_hour(key, HourState::Published);

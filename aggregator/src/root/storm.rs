@@ -326,7 +326,7 @@ async fn storm(seed: u64) -> Told {
                 sender.ask(&seats, from, LINES).await;
             }
         }
-        while lines(&cluster).len() < senders.len() * LINES {
+        while lines(&cluster).len() < senders.len() * LINES || !unpublished(&cluster).is_empty() {
             tokio::time::sleep(Duration::from_secs(10)).await;
         }
         let at_home = |seats: &[Seat]| {
@@ -345,8 +345,9 @@ async fn storm(seed: u64) -> Told {
             status.push(process.root.status().await);
         }
         panic!(
-            "not all is as it should be: senders {positions:?}, lines {}, lanes served {:?}, roots {status:#?}",
+            "not all is as it should be: senders {positions:?}, lines {}, unpublished {:?}, lanes served {:?}, roots {status:#?}",
             lines(&cluster).len(),
+            unpublished(&cluster),
             serving(&seats)
         );
     }
@@ -393,6 +394,12 @@ fn look(cluster: &HostileCluster, published: &mut BTreeMap<DfsPath, Bytes>) {
         }
         published.insert(path, bytes);
     }
+}
+
+/// Data files that no reader sees: segments, and what a failed writer left.
+fn unpublished(cluster: &HostileCluster) -> Vec<DfsPath> {
+    let files = cluster.files().into_keys();
+    files.filter(|path| !is_visible(path) && path.name().ends_with(".gz")).collect()
 }
 
 pub(super) fn lines(cluster: &HostileCluster) -> Vec<String> {
