@@ -205,13 +205,26 @@ impl LaneSink {
     async fn make(&self, what: &str, chunks: &[Bytes]) -> Result<DfsPath, DfsError> {
         persist!("make a file", {
             let path = self.fresh(TEMP_PREFIX, what);
-            let mut file = self.begin(&path).await?;
-            for chunk in chunks {
-                file.len += chunk.len() as u64;
-                file.writer.write(chunk.clone()).await?;
-            }
-            self.finish(file, &path).await.map(|()| path)
+            let made = async {
+                let mut file = self.begin(&path).await?;
+                for chunk in chunks {
+                    file.len += chunk.len() as u64;
+                    file.writer.write(chunk.clone()).await?;
+                }
+                self.finish(file, &path).await
+            };
+            self.or_discard(made.await, path).await
         })
+    }
+
+    /// The path of a file that was made. What an attempt that failed left is deleted: a long outage has very many attempts.
+    async fn or_discard(&self, made: Result<(), DfsError>, path: DfsPath) -> Result<DfsPath, DfsError> {
+        if made.is_err()
+            && let Err(error) = self.dfs.delete(&path).await
+        {
+            tracing::debug!(file = %path, %error, "an unfinished file stays until the lane's next owner deletes it");
+        }
+        made.map(|()| path)
     }
 
     async fn begin(&self, path: &DfsPath) -> Result<NewFile, DfsError> {
@@ -384,24 +397,29 @@ impl LaneSink {
     async fn join(&self, inputs: &[SegmentRecord], extension: &str) -> Result<DfsPath, DfsError> {
         persist!("join segments", {
             let path = self.fresh(JOIN_PREFIX, extension);
-            let mut file = self.begin(&path).await?;
-            for input in inputs {
-                let source = self.dir.join(&input.name);
-                let mut at = 0;
-                while at < input.covered {
-                    let want = usize::try_from(input.covered - at).unwrap_or(usize::MAX).min(READ_BYTES);
-                    let bytes = self.dfs.read(&source, at, want).await?;
-                    if bytes.is_empty() {
-                        let reason = format!("it has {at} bytes; the ledger says {}", input.covered);
-                        return Err(DfsError::Refused { call: "join", path: source, reason });
-                    }
-                    at += bytes.len() as u64;
-                    file.writer.write(bytes).await?;
-                }
-                file.len += at;
-            }
-            self.finish(file, &path).await.map(|()| path)
+            let made = self.copy_into(&path, inputs).await;
+            self.or_discard(made, path).await
         })
+    }
+
+    async fn copy_into(&self, path: &DfsPath, inputs: &[SegmentRecord]) -> Result<(), DfsError> {
+        let mut file = self.begin(path).await?;
+        for input in inputs {
+            let source = self.dir.join(&input.name);
+            let mut at = 0;
+            while at < input.covered {
+                let want = usize::try_from(input.covered - at).unwrap_or(usize::MAX).min(READ_BYTES);
+                let bytes = self.dfs.read(&source, at, want).await?;
+                if bytes.is_empty() {
+                    let reason = format!("it has {at} bytes; the ledger says {}", input.covered);
+                    return Err(DfsError::Refused { call: "join", path: source, reason });
+                }
+                at += bytes.len() as u64;
+                file.writer.write(bytes).await?;
+            }
+            file.len += at;
+        }
+        self.finish(file, path).await
     }
 
     /// Makes the hour's hidden directory, with the place for late files in it, unless the hour has a directory already.
@@ -601,6 +619,36 @@ pub async fn read_whole(dfs: &dyn Dfs, path: &DfsPath) -> Result<Bytes, DfsError
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dfs::hostile::{HostileCluster, Hostility};
+    use crate::root::recovery;
+
+    #[tokio::test(start_paused = true)]
+    async fn attempts_that_failed_leave_nothing_behind() {
+        let cluster = HostileCluster::new(1, Hostility::none());
+        let dfs: Arc<dyn Dfs> = Arc::new(cluster.process());
+        let mine = recovery::seize(&dfs, LaneId(0)).await.expect("nobody has it");
+        let sink = LaneSink {
+            dfs,
+            dir: mine.dir,
+            lane: LaneId(0),
+            lanes: LaneCount::ONE,
+            create: CreateOptions { block_size: 1 << 20, replication: None, sync_timeout: RETRY_PAUSE },
+            replication: Arc::new(Replication::new(None, 1)),
+            epoch: mine.epoch,
+            attempts: Arc::default(),
+            success_file: "_SUCCESS".into(),
+        };
+        cluster.set_hostility(Hostility { writer_failures: 500, ..Hostility::none() });
+        let mut made = Vec::new();
+        for _ in 0..20 {
+            made.push(sink.make("x", &[Bytes::from_static(b"text")]).await.expect("it works in the end"));
+        }
+        made.sort();
+        assert!(sink.attempts.load(Ordering::Relaxed) > 40, "no attempt failed");
+        let left: Vec<DfsPath> =
+            cluster.files().into_keys().filter(|path| path.as_str().contains(TEMP_PREFIX)).collect();
+        assert_eq!(left, made);
+    }
 
     #[test]
     fn a_request_for_an_hour_has_a_name_that_reads_back() {

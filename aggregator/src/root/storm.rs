@@ -396,10 +396,12 @@ fn look(cluster: &HostileCluster, published: &mut BTreeMap<DfsPath, Bytes>) {
     }
 }
 
-/// Data files that no reader sees: segments, and what a failed writer left.
+/// Data files that no reader sees: segments, and what a failed writer left of one. An unfinished join may stay until the lane has
+/// another owner.
 fn unpublished(cluster: &HostileCluster) -> Vec<DfsPath> {
     let files = cluster.files().into_keys();
-    files.filter(|path| !is_visible(path) && path.name().ends_with(".gz")).collect()
+    let is_join = |path: &DfsPath| path.name().starts_with(super::hours::JOIN_PREFIX);
+    files.filter(|path| !is_visible(path) && path.name().ends_with(".gz") && !is_join(path)).collect()
 }
 
 pub(super) fn lines(cluster: &HostileCluster) -> Vec<String> {
