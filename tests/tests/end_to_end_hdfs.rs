@@ -56,13 +56,24 @@ async fn scenario(
     compress: Compress,
     act: impl AsyncFnOnce(&mut Cluster, &mut Web) -> Result<()>,
 ) -> Result<()> {
-    let scenario = Scenario::new(name, &Reader::ALL);
-    let hdfs = MiniHdfs::start(HdfsOptions::default()).await?;
+    let act = async |cluster: &mut Cluster, web: &mut Web, _: &mut MiniHdfs| act(cluster, web).await;
+    scenario_on(HdfsOptions::default(), name, &Reader::ALL, compress, act).await
+}
+
+async fn scenario_on(
+    options: HdfsOptions,
+    name: &str,
+    readers: &[Reader],
+    compress: Compress,
+    act: impl AsyncFnOnce(&mut Cluster, &mut Web, &mut MiniHdfs) -> Result<()>,
+) -> Result<()> {
+    let scenario = Scenario::new(name, readers);
+    let mut hdfs = MiniHdfs::start(options).await?;
     let sink = Sink::Hdfs { uri: hdfs.uri(), webhdfs: hdfs.webhdfs().clone(), path: "/logs".into() };
     let mut cluster = Cluster::start(ClusterOptions { sink, ..ClusterOptions::default() }).await?;
     let outcome = async {
         let mut web = Web::start(&cluster, compress).await?;
-        act(&mut cluster, &mut web).await?;
+        act(&mut cluster, &mut web, &mut hdfs).await?;
         let written = web.end(&cluster).await?;
         scenario.end(&mut cluster, written).await
     };
@@ -121,4 +132,50 @@ async fn all_local_state_is_deleted_between_stop_and_start() -> Result<()> {
         web.requests(8000).await
     })
     .await
+}
+
+/// Nothing is told to be durable meanwhile, nothing is given up, and nothing is sent twice into the files afterwards.
+#[tokio::test(flavor = "multi_thread")]
+async fn hdfs_is_gone_refuses_and_sleeps_for_a_while() -> Result<()> {
+    let act = async |_: &mut Cluster, web: &mut Web, hdfs: &mut MiniHdfs| {
+        web.requests(4000).await?;
+        hdfs.kill_namenode()?;
+        web.requests(6000).await?;
+        web.logrotate.rotate().await?;
+        hdfs.start_namenode().await?;
+        hdfs.wait_until_ready().await?;
+        web.requests(4000).await?;
+        hdfs.safe_mode(true).await?;
+        web.requests(6000).await?;
+        hdfs.safe_mode(false).await?;
+        web.requests(4000).await?;
+        hdfs.pause_namenode()?;
+        web.requests(6000).await?;
+        hdfs.resume_namenode()?;
+        web.requests(4000).await?;
+        hdfs.kill_datanode(0)?;
+        web.requests(6000).await?;
+        hdfs.start_datanode(0).await?;
+        web.requests(4000).await
+    };
+    let readers = [Reader::Zcat];
+    scenario_on(HdfsOptions::default(), "hdfs: outages of the NameNode and the DataNode", &readers, Compress::No, act)
+        .await
+}
+
+/// A pipeline loses a DataNode and new ones meet it again, until the NameNode has noticed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_datanode_of_three_is_killed_under_load() -> Result<()> {
+    let act = async |_: &mut Cluster, web: &mut Web, hdfs: &mut MiniHdfs| {
+        for datanode in 0..2 {
+            web.requests(6000).await?;
+            hdfs.kill_datanode(datanode)?;
+            web.requests(12_000).await?;
+            web.logrotate.rotate().await?;
+            hdfs.start_datanode(datanode).await?;
+        }
+        web.requests(6000).await
+    };
+    let options = HdfsOptions { datanodes: 3, ..HdfsOptions::default() };
+    scenario_on(options, "hdfs: a DataNode of three killed", &[Reader::Zcat], Compress::No, act).await
 }
