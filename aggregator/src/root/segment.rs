@@ -231,7 +231,7 @@ pub enum Command {
 
 /// What a writer reports. After `Closed` or `Failed` it reports nothing more.
 #[derive(Debug)]
-pub enum Report {
+pub enum WriterReport {
     /// A sync covers the first so many bytes.
     Synced(u64),
     /// The file is closed at this length.
@@ -246,17 +246,17 @@ pub fn spawn_writer(
     path: DfsPath,
     options: CreateOptions,
     id: SegmentId,
-    reports: mpsc::UnboundedSender<(SegmentId, Report)>,
+    reports: mpsc::UnboundedSender<(SegmentId, WriterReport)>,
 ) -> mpsc::UnboundedSender<Command> {
     let (commands, orders) = mpsc::unbounded_channel();
     let writer = tokio::spawn(run_writer(dfs, path.clone(), options, id, orders, reports.clone()));
     tokio::spawn(async move {
         let report = match writer.await {
             Ok(Ok(None)) => return,
-            Ok(Ok(Some(len))) => Report::Closed(len),
-            Ok(Err(error)) => Report::Failed(error),
+            Ok(Ok(Some(len))) => WriterReport::Closed(len),
+            Ok(Err(error)) => WriterReport::Failed(error),
             // The client of the sink can panic on errors of a pipeline; that is one failed writer, not a failed process.
-            Err(panic) => Report::Failed(DfsError::UnknownOutcome {
+            Err(panic) => WriterReport::Failed(DfsError::UnknownOutcome {
                 call: "write",
                 path,
                 reason: format!("the writer died: {panic}"),
@@ -276,7 +276,7 @@ async fn run_writer(
     options: CreateOptions,
     id: SegmentId,
     mut orders: mpsc::UnboundedReceiver<Command>,
-    reports: mpsc::UnboundedSender<(SegmentId, Report)>,
+    reports: mpsc::UnboundedSender<(SegmentId, WriterReport)>,
 ) -> Result<Option<u64>, DfsError> {
     let mut writer = dfs.create(&path, options).await?;
     let mut len = 0;
@@ -301,7 +301,7 @@ async fn run_writer(
                 } else {
                     writer.sync().await?;
                 }
-                let _ = reports.send((id, Report::Synced(len)));
+                let _ = reports.send((id, WriterReport::Synced(len)));
             }
             Command::Close => {
                 let closed = writer.close().await?;

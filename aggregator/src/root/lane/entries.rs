@@ -1,0 +1,109 @@
+//! Ledger entries: when one is due, what stands in it, what follows when it is seen.
+
+use tokio::time::Instant;
+
+use super::{Event, Lane, MAX_CLOCK_DIFFERENCE_MS, SNAPSHOT_EVERY};
+use crate::dfs::DfsError;
+use crate::root::ledger::{Entry, HourRecord};
+use crate::root::segment::Segment;
+
+impl Lane {
+    pub(super) fn ledger_due(&self) -> bool {
+        !self.entry_under_way
+            && (self.entry_wanted || self.last_entry_at.elapsed() >= self.settings.ledger_interval && self.has_news())
+    }
+
+    pub(super) fn has_news(&self) -> bool {
+        !self.changed_hours.is_empty() || !self.open.is_empty() || !self.forgotten_streams.is_empty()
+    }
+
+    pub(super) fn write_entry(&mut self) {
+        let snapshot = self.entries_since_snapshot >= SNAPSHOT_EVERY;
+        let number = self.next_entry;
+        let hours = self
+            .hours
+            .iter()
+            .filter(|(key, _)| snapshot || self.changed_hours.contains(*key))
+            .map(|(key, state)| HourRecord { key: key.clone(), state: state.clone() })
+            .collect();
+        let first_buckets = self
+            .first_buckets
+            .iter()
+            .filter(|(category, _)| snapshot || self.changed_first_buckets.contains(*category))
+            .map(|(category, bucket)| (category.clone(), *bucket))
+            .collect();
+        let segments = self
+            .open
+            .values()
+            .map(Segment::record)
+            .chain(self.given_up.values().map(|given_up| given_up.record.clone()))
+            .chain(self.closed.values().map(|closed| closed.record.clone()))
+            .collect();
+        let entry = Entry {
+            number,
+            lane: self.sink.lane,
+            epoch: self.epoch,
+            written_ms: self.settings.clock.now_ms(),
+            snapshot,
+            streams: self.ingest.records(snapshot),
+            forgotten: std::mem::take(&mut self.forgotten_streams),
+            segments,
+            hours,
+            forgotten_hours: std::mem::take(&mut self.forgotten_hours),
+            first_buckets,
+        };
+        for closed in self.closed.values_mut().filter(|closed| closed.record.closed) {
+            closed.in_entry.get_or_insert(number);
+        }
+        self.changed_hours.clear();
+        self.changed_first_buckets.clear();
+        self.entry_wanted = false;
+        self.entry_under_way = true;
+        self.last_entry_at = Instant::now();
+        let (sink, events) = (self.sink.clone(), self.events.clone());
+        tokio::spawn(async move {
+            let result = sink.write_entry(&entry).await;
+            if result.is_ok()
+                && entry.snapshot
+                && let Err(error) = sink.drop_entries(entry.number).await
+            {
+                tracing::warn!(%error, "old ledger entries can't be deleted; they do no harm and are tried again");
+            }
+            let _ = events.send(Event::Entry { number, snapshot: entry.snapshot, result });
+        });
+    }
+
+    pub(super) fn on_entry(&mut self, number: u64, snapshot: bool, result: Result<i64, DfsError>) {
+        match result {
+            Ok(ahead_ms) => {
+                self.entry_under_way = false;
+                self.next_entry = number + 1;
+                self.seen_entry = Some(number);
+                self.entries_since_snapshot = if snapshot { 0 } else { self.entries_since_snapshot + 1 };
+                if self.clock_ahead_ms.is_none_or(|before| before.abs() <= MAX_CLOCK_DIFFERENCE_MS)
+                    && ahead_ms.abs() > MAX_CLOCK_DIFFERENCE_MS
+                {
+                    tracing::error!(
+                        ahead_ms,
+                        "this machine's clock and the sink's differ by more than a minute: no hour is sealed until they agree"
+                    );
+                }
+                self.clock_ahead_ms = Some(ahead_ms);
+            }
+            Err(error) => {
+                // No further entry may be written before this one is seen, so there will be none.
+                tracing::error!(number, %error, "a ledger entry can't be written");
+                self.look_for_fence();
+            }
+        }
+    }
+
+    pub(super) fn look_for_fence(&self) {
+        let (sink, events) = (self.sink.clone(), self.events.clone());
+        tokio::spawn(async move {
+            if matches!(sink.is_fenced().await, Ok(true)) {
+                let _ = events.send(Event::Fenced);
+            }
+        });
+    }
+}
