@@ -103,11 +103,26 @@ impl Head {
     }
 }
 
+/// What can be read from anywhere in it: a file, or a model of one.
+pub trait ReadAt {
+    /// Reads up to `buffer.len()` bytes from `offset` on, and returns how many; 0 only at the end.
+    ///
+    /// # Errors
+    /// As the operating system has them.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+}
+
+impl ReadAt for File {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        FileExt::read_at(self, buffer, offset)
+    }
+}
+
 /// Reads at `offset` until `buffer` is full or the file ends; returns how many bytes it got.
 ///
 /// # Errors
 /// When the file can't be read.
-pub fn read_up_to(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+pub fn read_up_to(file: &(impl ReadAt + ?Sized), buffer: &mut [u8], offset: u64) -> io::Result<usize> {
     let mut got = 0;
     while got < buffer.len() {
         match file.read_at(&mut buffer[got..], offset + got as u64) {

@@ -8,8 +8,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::StatusCode;
 use http::header::{CONTENT_TYPE, LOCATION};
+use http::{HeaderMap, StatusCode};
 use hyper::body::{Body, Frame, SizeHint};
 use tributary_common::http::backoff::retry_after;
 use tributary_common::http::endpoint::Endpoint;
@@ -160,12 +160,8 @@ impl Sender {
     fn count(&self, answers: Answers, wanted: usize) -> Result<Answers, ShipError> {
         match answers.answers.len() {
             got if got == wanted => Ok(answers),
-            got => Err(self.nonsense(format!("{got} answers came to {wanted} questions"))),
+            got => Err(nonsense(&self.endpoint, format!("{got} answers came to {wanted} questions"))),
         }
-    }
-
-    fn nonsense(&self, error: String) -> ShipError {
-        ShipError::Broken { endpoint: self.endpoint.clone(), kind: RequestError::Nonsense, error }
     }
 
     async fn answer<T: serde::de::DeserializeOwned>(&self, request: reqwest::RequestBuilder) -> Result<T, ShipError> {
@@ -175,48 +171,66 @@ impl Sender {
             error: chain(error),
         };
         let mut response = request.send().await.map_err(|error| broken(&error))?;
-        let status = response.status();
-        let after = retry_after(response.headers());
-        let sibling = response.headers().contains_key(SIBLING_HEADER);
-        let moved = moved_to(&response);
+        let (status, headers) = (response.status(), response.headers().clone());
+        let path = response.url().path().to_owned();
         let mut body = Vec::new();
         while let Some(piece) = response.chunk().await.map_err(|error| broken(&error))? {
             if body.len() + piece.len() > MAX_ANSWER_BYTES {
-                return Err(self.nonsense(format!("the answer has more than {MAX_ANSWER_BYTES} bytes")));
+                return Err(nonsense(&self.endpoint, format!("the answer has more than {MAX_ANSWER_BYTES} bytes")));
             }
             body.extend_from_slice(&piece);
         }
-        let endpoint = self.endpoint.clone();
-        let reason = || {
-            serde_json::from_slice::<Problem>(&body).map_or_else(
-                |_| String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned(),
-                |problem| problem.error,
-            )
-        };
-        match status {
-            StatusCode::OK => serde_json::from_slice(&body)
-                .map_err(|error| self.nonsense(format!("its answer can't be read: {error}"))),
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
-                Err(ShipError::Busy { endpoint, reason: reason(), after, sibling })
-            }
-            StatusCode::TEMPORARY_REDIRECT if let Some(to) = moved => Err(ShipError::Moved { endpoint, to }),
-            // The body came too slowly: that is the network's doing.
-            StatusCode::REQUEST_TIMEOUT => {
-                Err(ShipError::Broken { endpoint, kind: RequestError::Timeout, error: reason() })
-            }
-            StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE | StatusCode::UNPROCESSABLE_ENTITY => {
-                Err(ShipError::Refused { endpoint, status, reason: reason() })
-            }
-            // The others say nothing of the bytes: this is no aggregator, or one that doesn't know this protocol.
-            status => Err(self.nonsense(format!("status {status}: {}", reason()))),
+        understand(&self.endpoint, &path, status, &headers, &body)
+    }
+}
+
+fn nonsense(endpoint: &Endpoint, error: String) -> ShipError {
+    ShipError::Broken { endpoint: endpoint.clone(), kind: RequestError::Nonsense, error }
+}
+
+/// What a response to a request for `path` of `endpoint` means.
+///
+/// # Errors
+/// When it is not what was asked for.
+pub fn understand<T: serde::de::DeserializeOwned>(
+    endpoint: &Endpoint,
+    path: &str,
+    status: StatusCode,
+    headers: &HeaderMap,
+    body: &[u8],
+) -> Result<T, ShipError> {
+    let reason = || {
+        serde_json::from_slice::<Problem>(body).map_or_else(
+            |_| String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned(),
+            |problem| problem.error,
+        )
+    };
+    let endpoint = endpoint.clone();
+    match status {
+        StatusCode::OK => serde_json::from_slice(body)
+            .map_err(|error| nonsense(&endpoint, format!("its answer can't be read: {error}"))),
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
+            let sibling = headers.contains_key(SIBLING_HEADER);
+            Err(ShipError::Busy { endpoint, reason: reason(), after: retry_after(headers), sibling })
         }
+        StatusCode::TEMPORARY_REDIRECT if let Some(to) = moved_to(headers, path) => {
+            Err(ShipError::Moved { endpoint, to })
+        }
+        // The body came too slowly: that is the network's doing.
+        StatusCode::REQUEST_TIMEOUT => {
+            Err(ShipError::Broken { endpoint, kind: RequestError::Timeout, error: reason() })
+        }
+        StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE | StatusCode::UNPROCESSABLE_ENTITY => {
+            Err(ShipError::Refused { endpoint, status, reason: reason() })
+        }
+        // The others say nothing of the bytes: this is no aggregator, or one that doesn't know this protocol.
+        status => Err(nonsense(&endpoint, format!("status {status}: {}", reason()))),
     }
 }
 
 /// The server that a redirect leads to.
-fn moved_to(response: &reqwest::Response) -> Option<Endpoint> {
-    let location = response.headers().get(LOCATION)?.to_str().ok()?;
-    location.strip_suffix(response.url().path())?.parse().ok()
+fn moved_to(headers: &HeaderMap, path: &str) -> Option<Endpoint> {
+    headers.get(LOCATION)?.to_str().ok()?.strip_suffix(path)?.parse().ok()
 }
 
 /// An error with all its causes.

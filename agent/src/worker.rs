@@ -21,7 +21,7 @@ use crate::compress::{BatchFacts, Packer};
 use crate::config::{LongLines, Source};
 use crate::copies::{Compressor, Likeness, Original, Unpacked, compare, unpack};
 use crate::cut::{CutOptions, DataEnd, Input, cut};
-use crate::identity::{FileFacts, Head, read_up_to};
+use crate::identity::{FileFacts, Head, ReadAt, read_up_to};
 use crate::timestamp::{LineTime, TimeReader};
 
 /// How far back a line that says its time is looked for, when a file is taken up in the middle, and in which pieces.
@@ -251,7 +251,8 @@ impl<F: Fn(TailId, Done) -> bool> Drop for LastWords<F> {
     }
 }
 
-struct Worker<'a> {
+/// What one thread does, and its working memory.
+pub struct Worker<'a> {
     options: &'a WorkerOptions,
     /// One per source, where it has times to read.
     times: Vec<Option<TimeReader>>,
@@ -260,7 +261,9 @@ struct Worker<'a> {
 }
 
 impl<'a> Worker<'a> {
-    fn new(options: &'a WorkerOptions) -> Self {
+    /// One that has done nothing yet.
+    #[must_use]
+    pub fn new(options: &'a WorkerOptions) -> Self {
         let times = options.sources.iter().map(|source| source.timestamp.as_ref().map(TimeReader::new)).collect();
         Self { options, times, buffer: Vec::new(), packer: Packer::default() }
     }
@@ -276,7 +279,7 @@ impl<'a> Worker<'a> {
                     done(tail, Done::Head(head))
                 }
                 Job::Check(file, positions) => {
-                    let matching = check(&file, &positions);
+                    let matching = check(&*file, &positions);
                     done(tail, Done::Checked(positions, matching))
                 }
                 Job::Compare { file, originals, rested } => {
@@ -294,7 +297,7 @@ impl<'a> Worker<'a> {
                     done(tail, Done::Unpacked(unpack(&file, compressor, &originals, &directory, begins)))
                 }
                 Job::Read(file, job) => self
-                    .read(&file, *job, |what| done(tail, what))
+                    .read(&*file, *job, |what| done(tail, what))
                     .unwrap_or_else(|error| done(tail, Done::ReadFailed { error })),
             };
             if !wanted {
@@ -303,7 +306,11 @@ impl<'a> Worker<'a> {
         }
     }
 
-    fn read(&mut self, file: &File, job: ReadJob, done: impl Fn(Done) -> bool) -> io::Result<bool> {
+    /// Makes a batch, and tells `done` of what it found on the way. Returns whether anybody still wants results.
+    ///
+    /// # Errors
+    /// When the file can't be read.
+    pub fn read(&mut self, file: &impl ReadAt, job: ReadJob, done: impl Fn(Done) -> bool) -> io::Result<bool> {
         let source = &self.options.sources[job.source];
         let (from, generation) = (job.from, job.generation);
         let mut times = self.times[job.source].as_mut();
@@ -394,7 +401,7 @@ fn end_of_lines(file: &File, size: u64) -> io::Result<Position> {
     Ok(Position { offset, tail: tail_at(file, offset)? })
 }
 
-fn tail_at(file: &File, offset: u64) -> io::Result<TailHash> {
+fn tail_at(file: &impl ReadAt, offset: u64) -> io::Result<TailHash> {
     let before = offset.min(TAIL_WINDOW_BYTES as u64);
     let mut bytes = vec![0; before as usize];
     let got = read_up_to(file, &mut bytes, offset - before)?;
@@ -402,11 +409,17 @@ fn tail_at(file: &File, offset: u64) -> io::Result<TailHash> {
     Ok(TailHash::of(&bytes))
 }
 
-fn check(file: &File, positions: &[Position]) -> io::Result<Vec<Position>> {
-    let size = FileFacts::of(file)?.size;
+/// Those of the positions at which the file has the bytes that the hashes say.
+///
+/// # Errors
+/// When it can't be read.
+pub fn check(file: &impl ReadAt, positions: &[Position]) -> io::Result<Vec<Position>> {
     let mut matching = Vec::new();
-    for position in positions.iter().filter(|position| position.offset <= size) {
-        if tail_at(file, position.offset)? == position.tail {
+    for position in positions {
+        let before = position.offset.min(TAIL_WINDOW_BYTES as u64);
+        let mut bytes = vec![0; before as usize];
+        let got = read_up_to(file, &mut bytes, position.offset - before)?;
+        if got == bytes.len() && TailHash::of(&bytes) == position.tail {
             matching.push(*position);
         }
     }
@@ -414,7 +427,7 @@ fn check(file: &File, positions: &[Position]) -> io::Result<Vec<Position>> {
 }
 
 /// The time of the last line before `offset` that says one: a stack trace stays with the line that it belongs to.
-fn time_before(file: &File, offset: u64, times: &mut TimeReader, now_ms: i64) -> io::Result<Option<i64>> {
+fn time_before(file: &impl ReadAt, offset: u64, times: &mut TimeReader, now_ms: i64) -> io::Result<Option<i64>> {
     let lowest = offset.saturating_sub(TIME_SEARCH_BYTES);
     let mut end = offset;
     let mut bytes = Vec::new();
@@ -443,7 +456,7 @@ fn time_before(file: &File, offset: u64, times: &mut TimeReader, now_ms: i64) ->
 /// Whether more than `max_line_bytes` bytes without a newline lie before `offset`: then that line's beginning was
 /// stored or dropped, and its rest is stored as nothing. A shorter one was given a newline, and goes on as another
 /// record.
-fn is_behind_long_line(file: &File, offset: u64, max_line_bytes: u64) -> io::Result<bool> {
+fn is_behind_long_line(file: &impl ReadAt, offset: u64, max_line_bytes: u64) -> io::Result<bool> {
     let Some(from) = offset.checked_sub(max_line_bytes + 1) else { return Ok(false) };
     let mut bytes = vec![0; max_line_bytes as usize + 1];
     let got = read_up_to(file, &mut bytes, from)?;

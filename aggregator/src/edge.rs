@@ -23,13 +23,15 @@ use tributary_common::ids::LaneCount;
 use tributary_common::messages::{Answer, PositionsQuery};
 use tributary_common::topology::rendezvous;
 
-use self::core::{Core, Message};
+pub use self::core::SyncFailed;
+use self::core::{Core, Message, Opened};
 pub use self::metrics::EdgeMetrics;
 use crate::config::NodeConfig;
-use crate::forward::{Client, ForwardLimits};
+use crate::forward::{Client, ForwardLimits, Upstream};
 use crate::setaside::SetAside;
 use crate::spool::io::{DiskFolder, Folder};
 use crate::spool::{OpenError, Spool, SpoolLimits};
+use crate::surroundings::Surroundings;
 use crate::tier::{Overloaded, Received, Tier};
 
 /// How many requests may wait for the task that owns the state.
@@ -154,6 +156,12 @@ impl Folders {
         };
         Ok(Self { spool: folder("spool")?, set_aside: folder("set-aside")?, lock: Some(lock) })
     }
+
+    /// Folders that no other process knows of.
+    #[must_use]
+    pub fn unlocked(spool: Arc<dyn Folder>, set_aside: Arc<dyn Folder>) -> Self {
+        Self { spool, set_aside, lock: None }
+    }
 }
 
 /// What the task that owns the state lets others see of it.
@@ -176,15 +184,37 @@ impl Edge {
     /// # Errors
     /// When the spool can't be opened.
     pub async fn start(options: EdgeOptions, folders: Folders, metrics: Arc<EdgeMetrics>) -> Result<Self, StartError> {
-        let client = Client::new(options.client, options.routes.len())?;
+        let upstream = Arc::new(Client::new(options.client, options.routes.len())?);
+        let (edge, work) = Self::prepare(options, folders, upstream, Surroundings::system(), metrics).await?;
+        tokio::spawn(async move {
+            if let Err(error) = work.await {
+                tracing::error!(error = %error, "ending the process");
+                std::process::abort();
+            }
+        });
+        Ok(edge)
+    }
+
+    /// Reads the spool. Nothing happens before what is returned with the handle is awaited; whoever drops that ends the node
+    /// like a crash does, and its error must end it.
+    ///
+    /// # Errors
+    /// When the spool can't be opened.
+    pub async fn prepare(
+        options: EdgeOptions,
+        folders: Folders,
+        upstream: Arc<dyn Upstream>,
+        surroundings: Surroundings,
+        metrics: Arc<EdgeMetrics>,
+    ) -> Result<(Self, impl Future<Output = Result<(), SyncFailed>> + Send + 'static), StartError> {
         let (max_set_aside, limits) = (options.max_set_aside_bytes, options.spool);
-        let opened = tokio::task::spawn_blocking(move || {
+        let opened = surroundings.blocking.run(move || {
             let set_aside = SetAside::open(Arc::clone(&folders.set_aside), max_set_aside)
                 .map_err(|error| StartError::Folder { path: folders.set_aside.describe().into(), error })?;
             let (spool, recovery) = Spool::open(Arc::clone(&folders.spool), &set_aside, limits)?;
-            Ok::<_, StartError>((spool, recovery, set_aside, folders.lock))
+            Ok::<_, StartError>((Opened { spool, set_aside, lock: folders.lock }, recovery))
         });
-        let (spool, recovery, set_aside, lock) = opened.await.expect("opening the spool does not panic")?;
+        let (opened, recovery) = opened.await?;
         tracing::info!(
             segments = recovery.segments,
             batches = recovery.entries,
@@ -196,9 +226,8 @@ impl Edge {
         metrics.recovered(&recovery);
         let (messages, inbox) = mpsc::channel(QUEUE);
         let shown = Arc::new(Mutex::new(Shown::default()));
-        let core = Core::new(options, spool, Arc::new(set_aside), client, metrics, Arc::clone(&shown), lock);
-        tokio::spawn(core.run(inbox));
-        Ok(Self { messages, shown })
+        let core = Core::new(options, opened, upstream, surroundings, metrics, Arc::clone(&shown));
+        Ok((Self { messages, shown }, core.run(inbox)))
     }
 
     /// Finishes the group that is being written and stops. Nothing is lost by not calling it.

@@ -11,6 +11,7 @@ pub mod receive;
 pub mod root;
 pub mod setaside;
 pub mod spool;
+pub mod surroundings;
 pub mod tier;
 
 #[cfg(test)]

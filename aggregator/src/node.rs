@@ -25,10 +25,11 @@ use crate::config::NodeConfig;
 use crate::dfs::probe::{ProbeError, probe};
 use crate::dfs::{CreateOptions, Dfs, DfsOptions, OpenError, open_dfs};
 use crate::edge::{Edge, EdgeMetrics, EdgeOptions, Folders, StartError};
-use crate::receive::{ReceiveLimits, ReceiveMetrics, Receiver, wall_clock_ms};
+use crate::receive::{ReceiveLimits, ReceiveMetrics, Receiver};
 use crate::root::Root;
 use crate::root::metrics::LaneMetrics;
 use crate::root::recovery::{TakeError, check_base};
+use crate::surroundings::WallClock;
 use crate::tier::Tier;
 
 /// How long a client may not take its answer.
@@ -110,7 +111,7 @@ pub async fn run(config: NodeConfig) -> Result<(), RunError> {
             max_batch_bytes: limits.max_batch_bytes,
             max_in_flight_bytes: limits.max_in_flight_bytes,
         },
-        wall_clock_ms,
+        WallClock::system(),
         received,
     ));
     let drain = CancellationToken::new();

@@ -22,6 +22,7 @@ use tributary_common::position::{Position, TailHash};
 
 use crate::receive::{ReceiveLimits, ReceiveMetrics, Receiver};
 use crate::spool::io::{Folder, FolderFile};
+use crate::surroundings::WallClock;
 use crate::tier::Tier;
 
 /// The content of a stream: its own at every offset.
@@ -298,7 +299,8 @@ pub(crate) async fn serve_on<T: Tier>(tier: T, address: std::net::SocketAddr) ->
     let listener = tokio::net::TcpListener::bind(address).await.expect("the port is free");
     let address = listener.local_addr().expect("it has an address");
     let metrics = Arc::<ReceiveMetrics>::default();
-    let receiver = Arc::new(Receiver::new(tier, categories(), RECEIVE_LIMITS, || 1_000_000, Arc::clone(&metrics)));
+    let receiver =
+        Arc::new(Receiver::new(tier, categories(), RECEIVE_LIMITS, WallClock::new(|| 1_000_000), Arc::clone(&metrics)));
     let limits = ServerLimits {
         max_connections: 100,
         header_timeout: Duration::from_secs(60),

@@ -196,6 +196,7 @@ struct State {
     crashed: BTreeSet<ProcessId>,
     paused: BTreeSet<ProcessId>,
     processes: ProcessId,
+    nonces: u64,
     born: Instant,
     done: Cruelties,
 }
@@ -458,6 +459,7 @@ impl HostileCluster {
                 crashed: BTreeSet::new(),
                 paused: BTreeSet::new(),
                 processes: 0,
+                nonces: 0,
                 born: Instant::now(),
                 done: Cruelties::default(),
             })),
@@ -626,6 +628,13 @@ impl HostileDfs {
 impl Dfs for HostileDfs {
     fn describe(&self) -> String {
         format!("hostile://{}", self.process)
+    }
+
+    fn nonce(&self) -> String {
+        let mut state = self.cluster.state();
+        state.nonces += 1;
+        // Scattered, so that names don't sort in the order in which they were made.
+        format!("{:016x}", state.nonces.wrapping_mul(0x9e37_79b9_7f4a_7c15))
     }
 
     async fn lock(&self, _dir: &DfsPath) -> Result<Box<dyn Guard>, DfsError> {

@@ -323,6 +323,11 @@ pub trait Dfs: Send + Sync {
     /// The base, for people.
     fn describe(&self) -> String;
 
+    /// A part of a name that nobody else has.
+    fn nonce(&self) -> String {
+        format!("{:016x}", rand::random::<u64>())
+    }
+
     /// Takes the exclusive right to `dir` for this process where the file system can't fence (a local one); elsewhere does
     /// nothing.
     ///

@@ -1,16 +1,16 @@
 //! The task that owns an edge's state.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs::File;
 use std::future::pending;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures::future::join_all;
+use futures::future::{BoxFuture, join_all};
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
 use tributary_common::http::endpoint::Endpoint;
 use tributary_common::http::pool::Trouble;
 use tributary_common::ids::StreamId;
@@ -19,11 +19,11 @@ use tributary_common::position::Position;
 
 use super::metrics::{EdgeMetrics, ForwardError, Outcome, Reason};
 use super::{EdgeOptions, Shown};
-use crate::forward::{Ask, Client, Effect, Failed, Failure, Forwarder, Outgoing, RequestId, Way};
-use crate::receive::wall_clock_ms;
+use crate::forward::{Ask, Effect, Failed, Failure, Forwarder, Outgoing, RequestId, Upstream, Way};
 use crate::setaside::{Piece, SetAside};
 use crate::spool::run::{Entry, Offer, Place};
 use crate::spool::{GroupError, ReadError, Spool, Written, read_batch};
+use crate::surroundings::{Blocking, Surroundings, now};
 use crate::tier::{Elsewhere, Overloaded, Received};
 
 /// What was offered is put into one group up to this size.
@@ -106,17 +106,30 @@ enum Sent {
     Unreadable { stream: StreamId, place: Place, error: ReadError },
 }
 
+/// What is on the disk.
+pub(super) struct Opened {
+    pub(super) spool: Spool,
+    pub(super) set_aside: SetAside,
+    pub(super) lock: Option<File>,
+}
+
+/// The disk failed to make something durable.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}; what the disk has is found out by reading it again, in a new process")]
+pub struct SyncFailed(#[source] GroupError);
+
 pub(super) struct Core {
     options: EdgeOptions,
     spool: Spool,
     forwarder: Forwarder,
     set_aside: Arc<SetAside>,
-    client: Arc<Client>,
+    upstream: Arc<dyn Upstream>,
+    surroundings: Surroundings,
     metrics: Arc<EdgeMetrics>,
     shown: Arc<Mutex<Shown>>,
     ended: HashMap<StreamId, Ended>,
     waiting: VecDeque<Offered>,
-    group: Option<(JoinHandle<Written>, Vec<Decided>)>,
+    group: Option<(BoxFuture<'static, Written>, Vec<Decided>)>,
     last_group: Option<Instant>,
     requests: JoinSet<(RequestId, Sent)>,
     questions: JoinSet<Vec<Asked>>,
@@ -133,24 +146,24 @@ pub(super) struct Core {
 impl Core {
     pub(super) fn new(
         options: EdgeOptions,
-        spool: Spool,
-        set_aside: Arc<SetAside>,
-        client: Client,
+        Opened { spool, set_aside, lock }: Opened,
+        upstream: Arc<dyn Upstream>,
+        surroundings: Surroundings,
         metrics: Arc<EdgeMetrics>,
         shown: Arc<Mutex<Shown>>,
-        lock: Option<File>,
     ) -> Self {
         let mut forwarder = Forwarder::new(options.forward, &options.routes);
         for (id, stream) in spool.streams() {
             forwarder.notice(id, stream.agent.lane(options.lanes), &spool);
         }
-        let now = Instant::now();
+        let now = now();
         Self {
             options,
             spool,
             forwarder,
-            set_aside,
-            client: Arc::new(client),
+            set_aside: Arc::new(set_aside),
+            upstream,
+            surroundings,
             metrics,
             shown,
             ended: HashMap::new(),
@@ -169,45 +182,52 @@ impl Core {
         }
     }
 
-    pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Message>) {
+    /// Works until it is told to stop, or all handles are gone.
+    ///
+    /// # Errors
+    /// When the disk failed to make something durable: going on would mean to promise what may be gone.
+    pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Message>) -> Result<(), SyncFailed> {
         loop {
-            let now = Instant::now();
-            self.begin_group(now);
-            self.send(now);
-            let deadline = self.deadline(now);
+            let at = now();
+            self.begin_group(at)?;
+            self.send(at);
+            let deadline = self.deadline(at);
+            // What was begun comes to its end before anything new is heard.
             tokio::select! {
-                message = inbox.recv() => match message {
-                    None => return,
-                    Some(Message::Stop { reply }) => {
-                        if let Some((group, decided)) = self.group.take() {
-                            self.end_group(join(group.await), decided);
-                        }
-                        self.show();
-                        // Nobody may be left to hear it.
-                        let _ = reply.send(());
-                        return;
-                    }
-                    Some(message) => self.hear(message, now),
-                },
+                biased;
                 written = group_done(&mut self.group) => {
                     if let Some((_, decided)) = self.group.take() {
-                        self.end_group(written, decided);
+                        self.end_group(written, decided)?;
                     }
                 }
                 Some(done) = self.requests.join_next() => {
                     let (id, sent) = join(done);
-                    self.sent(id, sent, Instant::now());
+                    self.sent(id, sent, now());
                 }
                 Some(done) = self.questions.join_next() => {
                     for Asked { route, node, failure } in join(done) {
-                        self.forwarder.asked(Instant::now(), route, node, failure.as_ref(), rand::random());
+                        let random = self.surroundings.random.bits();
+                        self.forwarder.asked(now(), route, node, failure.as_ref(), random);
                     }
                 }
                 Some(done) = self.keeping.join_next() => {
                     let (keep, kept) = join(done);
-                    self.kept(keep, kept, Instant::now());
+                    self.kept(keep, kept, now());
                 }
-                () = tokio::time::sleep_until(deadline.into()) => self.tick(Instant::now()),
+                () = tokio::time::sleep_until(deadline.into()) => self.tick(now()),
+                message = inbox.recv() => match message {
+                    None => return Ok(()),
+                    Some(Message::Stop { reply }) => {
+                        if let Some((group, decided)) = self.group.take() {
+                            self.end_group(group.await, decided)?;
+                        }
+                        self.show();
+                        // Nobody may be left to hear it.
+                        let _ = reply.send(());
+                        return Ok(());
+                    }
+                    Some(message) => self.hear(message, at),
+                },
             }
         }
     }
@@ -250,9 +270,9 @@ impl Core {
         Some(self.last_group.map_or(now, |last| last + pause))
     }
 
-    fn begin_group(&mut self, now: Instant) {
+    fn begin_group(&mut self, now: Instant) -> Result<(), SyncFailed> {
         if self.group.is_some() || self.group_due(now).is_none_or(|due| now < due) {
-            return;
+            return Ok(());
         }
         let mut group = self.spool.plan();
         let mut decided = Vec::new();
@@ -291,14 +311,15 @@ impl Core {
         self.last_group = Some(now);
         if group.is_idle() {
             // Whatever is answered now is on disk since an earlier group.
-            self.end_group(group.write(), decided);
+            self.end_group(group.write(), decided)
         } else {
             self.metrics.groups.inc();
-            self.group = Some((tokio::task::spawn_blocking(move || group.write()), decided));
+            self.group = Some((self.surroundings.blocking.run(move || group.write()), decided));
+            Ok(())
         }
     }
 
-    fn end_group(&mut self, written: Written, decided: Vec<Decided>) {
+    fn end_group(&mut self, written: Written, decided: Vec<Decided>) -> Result<(), SyncFailed> {
         let failed = match self.spool.conclude(written) {
             Ok(()) => None,
             Err(error @ GroupError::Write(_)) => {
@@ -307,11 +328,7 @@ impl Core {
                 self.trouble = Some(error.to_string());
                 Some(Overloaded::new(error.to_string(), NO_ROOM_RETRY_AFTER))
             }
-            Err(error @ GroupError::Sync(_)) => {
-                tracing::error!(error = %error, "ending the process: what the disk has is found out by reading it again");
-                // Going on would mean to promise what may be gone; see `GroupError::Sync`.
-                std::process::abort();
-            }
+            Err(error @ GroupError::Sync(_)) => return Err(SyncFailed(error)),
         };
         for one in decided {
             let took = one.outcomes.iter().any(|(_, offer)| *offer == Some(Offer::Take));
@@ -327,6 +344,7 @@ impl Core {
             // Whoever gave up waiting asks again.
             let _ = one.reply.send(answer);
         }
+        Ok(())
     }
 
     fn answer(&self, id: StreamId, offer: Option<&Offer>) -> Answer {
@@ -365,7 +383,7 @@ impl Core {
         now: Instant,
     ) {
         let mut answers: Vec<Option<Answer>> = Vec::with_capacity(query.streams.len());
-        let mut unknown: HashMap<usize, Vec<(usize, StreamQuery)>> = HashMap::new();
+        let mut unknown: BTreeMap<usize, Vec<(usize, StreamQuery)>> = BTreeMap::new();
         for (index, asked) in query.streams.into_iter().enumerate() {
             let id = asked.stream;
             if let Some(committed) = asked.committed {
@@ -397,7 +415,7 @@ impl Core {
             let chosen = self.forwarder.node(route, now);
             let way = chosen.map(|(node, reconnect)| self.way(route, node, reconnect));
             ask_above(
-                Arc::clone(&self.client),
+                Arc::clone(&self.upstream),
                 way,
                 chosen.map(|(node, _)| node),
                 self.options.routes[route].clone(),
@@ -429,7 +447,7 @@ impl Core {
         while let Some(outgoing) = self.forwarder.next_request(now, &self.spool) {
             let Outgoing { id, route, node, reconnect, ask } = outgoing;
             let way = self.way(route, node, reconnect);
-            let client = Arc::clone(&self.client);
+            let upstream = Arc::clone(&self.upstream);
             match ask {
                 Ask::Batches(parts) => {
                     let mut reads = Vec::new();
@@ -441,7 +459,8 @@ impl Core {
                             }
                         }
                     }
-                    self.requests.spawn(async move { (id, send_batches(&client, &way, reads).await) });
+                    let blocking = self.surroundings.blocking.clone();
+                    self.requests.spawn(async move { (id, send_batches(&*upstream, &blocking, &way, reads).await) });
                 }
                 Ask::Positions(streams) => {
                     let streams = streams.into_iter().filter_map(|(id, committed)| {
@@ -456,7 +475,7 @@ impl Core {
                     });
                     let query = PositionsQuery { streams: streams.collect() };
                     self.requests.spawn(async move {
-                        let sent = match client.positions(&way, &query).await {
+                        let sent = match upstream.positions(&way, &query).await {
                             Ok(answers) => Sent::Answered { batches: 0, bytes: 0, answers },
                             Err(failed) => Sent::Failed(failed),
                         };
@@ -472,7 +491,7 @@ impl Core {
             Sent::Answered { batches, bytes, answers } => {
                 self.metrics.forwarded_batches.inc_by(batches);
                 self.metrics.forwarded_bytes.inc_by(bytes);
-                self.forwarder.answered(now, id, &answers, &self.spool, rand::random())
+                self.forwarder.answered(now, id, &answers, &self.spool, self.surroundings.random.bits())
             }
             Sent::Failed(failed) => {
                 let kind = match &failed.failure {
@@ -490,7 +509,7 @@ impl Core {
                     ForwardError::Broken => tracing::warn!(error = %failed, "a request to the tier above failed"),
                     ForwardError::Rejected => tracing::error!(error = %failed, "the tier above rejected a request"),
                 }
-                self.forwarder.failed(now, id, &failed.failure, &self.spool, rand::random())
+                self.forwarder.failed(now, id, &failed.failure, &self.spool, self.surroundings.random.bits())
             }
             Sent::Unreadable { stream, place, error } => {
                 self.unreadable(stream, place, &error);
@@ -551,7 +570,7 @@ impl Core {
     fn keep(&mut self, keep: Keep) {
         let set_aside = Arc::clone(&self.set_aside);
         let metrics = Arc::clone(&self.metrics);
-        self.keeping.spawn_blocking(move || {
+        self.keeping.spawn(self.surroundings.blocking.run(move || {
             let label = format!("{}-{}.batches", keep.reason.label(), keep.stream);
             let kept = match set_aside.keep(&label, &keep.pieces) {
                 Ok(name) => {
@@ -566,7 +585,7 @@ impl Core {
                 }
             };
             (keep, kept)
-        });
+        }));
     }
 
     fn kept(&mut self, keep: Keep, kept: bool, now: Instant) {
@@ -617,8 +636,11 @@ impl Core {
                 tracing::error!(stream = %id, invariant, run = ?stream.run, "an invariant of a run does not hold: a bug");
             }
         }
-        let oldest =
-            wall_clock_ms().saturating_sub(i64::try_from(self.options.max_age.as_millis()).unwrap_or(i64::MAX));
+        let oldest = self
+            .surroundings
+            .clock
+            .now_ms()
+            .saturating_sub(i64::try_from(self.options.max_age.as_millis()).unwrap_or(i64::MAX));
         let old: Vec<StreamId> = (self.spool.streams())
             .filter(|(_, stream)| stream.run.entries().next().is_some_and(|entry| entry.received_ms < oldest))
             .map(|(id, _)| id)
@@ -642,7 +664,7 @@ impl Core {
         self.metrics.spool_segments.set(gauge(segments as u64));
         self.metrics.streams.set(gauge(streams as u64));
         self.metrics.set_aside_bytes.set(gauge(self.set_aside.bytes()));
-        let now_ms = wall_clock_ms();
+        let now_ms = self.surroundings.clock.now_ms();
         let mut waiting: Vec<_> = (self.spool.streams())
             .filter_map(|(id, stream)| Some((stream.run.entries().next()?.received_ms, id, stream)))
             .collect();
@@ -695,16 +717,16 @@ fn join<T>(done: Result<T, tokio::task::JoinError>) -> T {
     done.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 
-async fn group_done(group: &mut Option<(JoinHandle<Written>, Vec<Decided>)>) -> Written {
+async fn group_done(group: &mut Option<(BoxFuture<'static, Written>, Vec<Decided>)>) -> Written {
     match group {
-        Some((handle, _)) => join(handle.await),
+        Some((written, _)) => written.await,
         None => pending().await,
     }
 }
 
 /// Asks the tier above about streams of which there is no run here.
 async fn ask_above(
-    client: Arc<Client>,
+    upstream: Arc<dyn Upstream>,
     mut way: Option<Way>,
     mut node: Option<usize>,
     nodes: Vec<Endpoint>,
@@ -717,7 +739,7 @@ async fn ask_above(
         let (Some(to), Some(index)) = (&way, node) else {
             break Err("the last requests to it failed; the next one waits a little".into());
         };
-        let answered = client.positions(to, &query).await;
+        let answered = upstream.positions(to, &query).await;
         let failure = answered.as_ref().err().map(|failed| failed.failure.clone());
         let next = match &failure {
             Some(Failure::Moved(owner)) => nodes.iter().position(|known| known == owner),
@@ -754,9 +776,14 @@ async fn ask_above(
     (indexes.into_iter().zip(query.streams.iter().map(wait)).collect(), hops)
 }
 
-async fn send_batches(client: &Client, way: &Way, reads: Vec<(StreamId, Position, Place, Piece)>) -> Sent {
+async fn send_batches(
+    upstream: &dyn Upstream,
+    blocking: &Blocking,
+    way: &Way,
+    reads: Vec<(StreamId, Position, Place, Piece)>,
+) -> Sent {
     let batches = reads.len() as u64;
-    let read = tokio::task::spawn_blocking(move || {
+    let read = blocking.run(move || {
         let mut pieces: Vec<Bytes> = Vec::with_capacity(reads.len() * 2);
         for (stream, committed, place, piece) in reads {
             let mut batch = read_batch(&*piece.file, place).map_err(|error| (stream, place, error))?;
@@ -766,10 +793,10 @@ async fn send_batches(client: &Client, way: &Way, reads: Vec<(StreamId, Position
         }
         Ok(pieces)
     });
-    match join(read.await) {
+    match read.await {
         Ok(pieces) => {
             let bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
-            match client.batches(way, pieces).await {
+            match upstream.batches(way, pieces).await {
                 Ok(answers) => Sent::Answered { batches, bytes, answers },
                 Err(failed) => Sent::Failed(failed),
             }

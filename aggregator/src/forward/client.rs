@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::Mutex;
 use std::task::{Context, Poll};
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, LOCATION};
 use http::{HeaderMap, HeaderValue, StatusCode};
@@ -35,7 +36,23 @@ pub struct Failed {
     pub failure: Failure,
 }
 
-/// Asks nodes of the parent tier.
+/// The tier above.
+#[async_trait]
+pub trait Upstream: Send + Sync + 'static {
+    /// Offers batches: the pieces of memory that make them up, in order.
+    ///
+    /// # Errors
+    /// When there is no answer to the batches.
+    async fn batches(&self, way: &Way, pieces: Vec<Bytes>) -> Result<Vec<Answer>, Failed>;
+
+    /// Asks for positions.
+    ///
+    /// # Errors
+    /// When there is no answer to the question.
+    async fn positions(&self, way: &Way, query: &PositionsQuery) -> Result<Vec<Answer>, Failed>;
+}
+
+/// Asks nodes of the parent tier over HTTP.
 pub struct Client {
     options: ClientOptions,
     /// One for each route.
@@ -75,24 +92,6 @@ impl Client {
         current.clone()
     }
 
-    /// Offers batches: the pieces of memory that make them up, in order.
-    ///
-    /// # Errors
-    /// When there is no answer to the batches.
-    pub async fn batches(&self, way: &Way, pieces: Vec<Bytes>) -> Result<Vec<Answer>, Failed> {
-        let body = reqwest::Body::wrap(Pieces::new(pieces));
-        self.post(way, BATCHES_PATH, BATCHES_CONTENT_TYPE, body).await
-    }
-
-    /// Asks for positions.
-    ///
-    /// # Errors
-    /// When there is no answer to the question.
-    pub async fn positions(&self, way: &Way, query: &PositionsQuery) -> Result<Vec<Answer>, Failed> {
-        let body = serde_json::to_vec(query).expect("messages have text keys and no failing serializers");
-        self.post(way, POSITIONS_PATH, "application/json", body.into()).await
-    }
-
     async fn post(
         &self,
         way: &Way,
@@ -110,10 +109,7 @@ impl Client {
             .send()
             .await;
         let mut response = sent.map_err(|error| broken(causes(&error)))?;
-        let status = response.status();
-        let after = retry_after(response.headers());
-        let sibling = response.headers().contains_key(SIBLING_HEADER);
-        let moved = moved_to(status, response.headers(), path);
+        let (status, headers) = (response.status(), response.headers().clone());
         let mut body = Vec::new();
         while let Some(piece) = response.chunk().await.map_err(|error| broken(causes(&error)))? {
             if body.len() + piece.len() > MAX_RESPONSE_BYTES {
@@ -121,22 +117,54 @@ impl Client {
             }
             body.extend_from_slice(&piece);
         }
-        if status == StatusCode::OK {
-            let answers: Answers = serde_json::from_slice(&body)
-                .map_err(|error| broken(format!("the answer is not one of a node of this release: {error}")))?;
-            return Ok(answers.answers);
-        }
-        let said = serde_json::from_slice::<Problem>(&body).map(|problem| problem.error);
-        let said = said.unwrap_or_else(|_| String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned());
-        let failure = match status {
-            StatusCode::SERVICE_UNAVAILABLE if sibling => Failure::Declined(after),
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => Failure::Trouble(Trouble::Busy(after)),
-            // Final for exactly these bytes. Other statuses speak of the node, not of the batches.
-            StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE => Failure::Rejected { error: said.clone() },
-            _ => moved.map_or(Failure::Trouble(Trouble::Broken), Failure::Moved),
-        };
-        Err(Failed { url: url.clone(), error: format!("status {}: {said}", status.as_u16()), failure })
+        understand(&way.node, path, status, &headers, &body)
     }
+}
+
+#[async_trait]
+impl Upstream for Client {
+    async fn batches(&self, way: &Way, pieces: Vec<Bytes>) -> Result<Vec<Answer>, Failed> {
+        let body = reqwest::Body::wrap(Pieces::new(pieces));
+        self.post(way, BATCHES_PATH, BATCHES_CONTENT_TYPE, body).await
+    }
+
+    async fn positions(&self, way: &Way, query: &PositionsQuery) -> Result<Vec<Answer>, Failed> {
+        let body = serde_json::to_vec(query).expect("messages have text keys and no failing serializers");
+        self.post(way, POSITIONS_PATH, "application/json", body.into()).await
+    }
+}
+
+/// What a response to a request for `path` of `node` means.
+///
+/// # Errors
+/// When it brings no answers.
+pub fn understand(
+    node: &Endpoint,
+    path: &str,
+    status: StatusCode,
+    headers: &HeaderMap,
+    body: &[u8],
+) -> Result<Vec<Answer>, Failed> {
+    let url = node.url(path);
+    if status == StatusCode::OK {
+        let answers = serde_json::from_slice::<Answers>(body);
+        return answers.map(|answers| answers.answers).map_err(|error| Failed {
+            url,
+            error: format!("the answer is not one of a node of this release: {error}"),
+            failure: Failure::Trouble(Trouble::Broken),
+        });
+    }
+    let after = retry_after(headers);
+    let said = serde_json::from_slice::<Problem>(body).map(|problem| problem.error);
+    let said = said.unwrap_or_else(|_| String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned());
+    let failure = match status {
+        StatusCode::SERVICE_UNAVAILABLE if headers.contains_key(SIBLING_HEADER) => Failure::Declined(after),
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => Failure::Trouble(Trouble::Busy(after)),
+        // Final for exactly these bytes. Other statuses speak of the node, not of the batches.
+        StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE => Failure::Rejected { error: said.clone() },
+        _ => moved_to(status, headers, path).map_or(Failure::Trouble(Trouble::Broken), Failure::Moved),
+    };
+    Err(Failed { url, error: format!("status {}: {said}", status.as_u16()), failure })
 }
 
 /// Where a redirect points to: a node, at the same path.

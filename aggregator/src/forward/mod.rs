@@ -3,5 +3,5 @@
 mod client;
 mod state;
 
-pub use self::client::{Client, Failed, Way};
+pub use self::client::{Client, Failed, Upstream, Way, understand};
 pub use self::state::{Ask, Effect, Failure, ForwardLimits, Forwarder, Outgoing, Part, RequestId, Runs};

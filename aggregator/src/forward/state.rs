@@ -6,7 +6,7 @@
 //!
 //! A stream whose answers bring no progress rests a while, longer each time; the others go on.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use tributary_common::http::backoff::BackoffLimits;
@@ -202,7 +202,7 @@ struct Pending {
 /// The forwarder of one node.
 pub struct Forwarder {
     limits: ForwardLimits,
-    flows: HashMap<StreamId, Flow>,
+    flows: BTreeMap<StreamId, Flow>,
     routes: Vec<Route>,
     resting: BTreeSet<(Instant, StreamId)>,
     pending: HashMap<RequestId, Pending>,
@@ -257,7 +257,7 @@ impl Forwarder {
         });
         Self {
             limits,
-            flows: HashMap::new(),
+            flows: BTreeMap::new(),
             routes: routes.collect(),
             resting: BTreeSet::new(),
             pending: HashMap::new(),

@@ -41,6 +41,7 @@ use tributary_common::messages::{
 };
 
 pub use self::metrics::{ReceiveMetrics, Reject};
+use crate::surroundings::WallClock;
 use crate::tier::{Elsewhere, Overloaded, Received, Tier};
 
 /// Most bytes of a positions query: room for [`MAX_STREAMS_PER_QUERY`] streams with the longest names.
@@ -67,14 +68,8 @@ pub struct Receiver<T> {
     limits: ReceiveLimits,
     /// One permit per started kibibyte of body.
     memory: Semaphore,
-    clock_ms: fn() -> i64,
+    clock: WallClock,
     metrics: Arc<ReceiveMetrics>,
-}
-
-/// Milliseconds since 1970, by this machine's clock.
-#[must_use]
-pub fn wall_clock_ms() -> i64 {
-    jiff::Timestamp::now().as_millisecond()
 }
 
 /// Why a request was not served.
@@ -105,17 +100,17 @@ impl From<Overloaded> for Rejected {
 }
 
 impl<T: Tier> Receiver<T> {
-    /// A receiver in front of `tier`. `clock_ms` is the node's clock: milliseconds since 1970.
+    /// A receiver in front of `tier`. `clock` is the node's clock.
     #[must_use]
     pub fn new(
         tier: T,
         categories: Categories,
         limits: ReceiveLimits,
-        clock_ms: fn() -> i64,
+        clock: WallClock,
         metrics: Arc<ReceiveMetrics>,
     ) -> Self {
         let memory = Semaphore::new(permits(limits.max_in_flight_bytes) as usize);
-        Self { tier, categories, limits, memory, clock_ms, metrics }
+        Self { tier, categories, limits, memory, clock, metrics }
     }
 
     /// The tier behind it.
@@ -280,7 +275,7 @@ impl<T: Tier> Receiver<T> {
     /// Reads and verifies every batch of a body, all or nothing.
     fn take_apart(&self, mut body: Bytes) -> Result<Vec<Received>, Rejected> {
         let mut received = Vec::new();
-        let now_ms = (self.clock_ms)();
+        let now_ms = self.clock.now_ms();
         while !body.is_empty() {
             let index = received.len();
             if index == MAX_BATCHES_PER_REQUEST {

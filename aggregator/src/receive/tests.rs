@@ -332,7 +332,7 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
         let tier = Arc::<Taker>::default();
         let metrics = Arc::<ReceiveMetrics>::default();
-        let receiver = Receiver::new(Arc::clone(&tier), categories(), RECEIVE_LIMITS, || 1, metrics);
+        let receiver = Receiver::new(Arc::clone(&tier), categories(), RECEIVE_LIMITS, WallClock::new(|| 1), metrics);
         let whole = body(&[batch(S, 0, 100, 0), batch(S, 100, 200, 0)]);
         let mut bytes = whole.clone();
         for (at, with) in changes {

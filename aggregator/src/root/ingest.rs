@@ -8,7 +8,7 @@
 //! After a recovery there may be more: ranges beyond the last batch end, where one slice of a batch survived and
 //! another did not. They stay in the sets, and of a batch that comes again only the missing bytes are written.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use tributary_common::batch::BatchHeader;
@@ -24,7 +24,7 @@ use super::ledger::StreamRecord;
 /// What a lane knows of its streams.
 #[derive(Debug)]
 pub struct Ingest {
-    streams: HashMap<StreamId, Stream>,
+    streams: BTreeMap<StreamId, Stream>,
     stream_ttl_ms: i64,
 }
 
@@ -166,7 +166,7 @@ impl Ingest {
     /// `stream_ttl_ms` ago, so that what comes later than the owner forgets can't be taken for new.
     #[must_use]
     pub fn new(stream_ttl_ms: i64) -> Self {
-        Self { streams: HashMap::new(), stream_ttl_ms }
+        Self { streams: BTreeMap::new(), stream_ttl_ms }
     }
 
     /// How many streams are known.

@@ -18,10 +18,11 @@ use tributary_common::messages::{Answer, PositionsQuery, Verdict};
 use tributary_common::topology::Topology;
 
 use self::keeper::{Keeper, Shown, State};
-use self::lane::{CategorySettings, LaneSettings, Request, WallClock};
+use self::lane::{CategorySettings, LaneSettings, Request};
 use self::metrics::LaneMetrics;
 use self::ownership::Rules;
 use crate::dfs::Dfs;
+use crate::surroundings::WallClock;
 use crate::tier::{Elsewhere, Overloaded, Received, Tier};
 
 pub mod hours;
@@ -117,8 +118,9 @@ impl Root {
         Self::keep(dfs, &LaneSettings::of(topology), nodes, rules)
     }
 
-    /// Keeps all lanes by the rules of each.
-    fn keep(
+    /// Keeps all lanes by the rules of each. `nodes`: where the roots are.
+    #[must_use]
+    pub fn keep(
         dfs: &Arc<dyn Dfs>,
         settings: &LaneSettings,
         nodes: BTreeMap<NodeName, Endpoint>,

@@ -26,7 +26,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rand::RngExt;
 use tributary_common::bucket::Bucket;
 use tributary_common::ids::{CategoryName, Epoch, LaneCount, LaneId};
 
@@ -180,12 +179,6 @@ macro_rules! wait_out {
     };
 }
 
-/// A name part that nobody else has.
-#[must_use]
-pub fn nonce() -> String {
-    format!("{:016x}", rand::rng().random::<u64>())
-}
-
 /// The epoch in the name of an owner's directory.
 #[must_use]
 pub fn epoch_of(name: &str) -> Option<Epoch> {
@@ -253,7 +246,7 @@ pub async fn read_base(dfs: &dyn Dfs) -> Result<Option<LaneCount>, TakeError> {
 /// [`DfsError::Exists`] when it is written already, or when the sink failed.
 pub async fn write_base(dfs: &dyn Dfs, lanes: LaneCount) -> Result<(), DfsError> {
     let dir = DfsPath::base().join("_tributary");
-    let temp = dir.join(format!("{TEMP_PREFIX}base-{}", nonce()));
+    let temp = dir.join(format!("{TEMP_PREFIX}base-{}", dfs.nonce()));
     dfs.mkdir_all(&dir).await?;
     let options =
         crate::dfs::CreateOptions { block_size: 1 << 20, replication: None, sync_timeout: Duration::from_secs(20) };
@@ -355,7 +348,7 @@ pub async fn read(
 
 /// Renames the lane's directory to the next epoch.
 async fn take_directory(dfs: &dyn Dfs, lane: LaneId, lane_dir: &DfsPath) -> Result<(DfsPath, Epoch), TakeError> {
-    let mine = nonce();
+    let mine = dfs.nonce();
     let failed = |error| TakeError::Dfs { lane, error };
     // Whether a rename of mine may have been done or may still be: then only a look tells, however long that takes.
     let mut unsure = false;

@@ -31,9 +31,7 @@ use super::hours::{JOIN_PREFIX, TEMP_PREFIX};
 use super::lane::LaneSettings;
 use super::ledger::{Entry, HourKey, HourRecord, HourState, SegmentRecord, StreamRecord};
 use super::marks::OWNER_DIR;
-use super::recovery::{
-    self, CHANGING_DIR, Changing, TakeError, base_path, changing, epoch_of, nonce, read_base, write_base,
-};
+use super::recovery::{self, CHANGING_DIR, Changing, TakeError, base_path, changing, epoch_of, read_base, write_base};
 use super::replication::Replication;
 use super::segment::Counts;
 use super::sink::{LaneSink, lanes_dir};
@@ -113,7 +111,7 @@ pub async fn change_lanes(dfs: &Arc<dyn Dfs>, settings: &LaneSettings, to: LaneC
         (None, None) => return Err(ChangeError::Unborn(to.get())),
         (None, Some(from)) if from == to => return Ok(Changed { from, to }),
         (None, Some(from)) => {
-            let mark = tributary(CHANGING_DIR).join(format!("{from}-to-{to}@{}", nonce()));
+            let mark = tributary(CHANGING_DIR).join(format!("{from}-to-{to}@{}", dfs.nonce()));
             dfs.mkdir_all(&mark).await?;
             Change { dfs, settings, from, to, mark }
         }
@@ -121,7 +119,7 @@ pub async fn change_lanes(dfs: &Arc<dyn Dfs>, settings: &LaneSettings, to: LaneC
     let places = if let Some(places) = ready(dfs, &change.mark).await? {
         places
     } else {
-        let places = Places::new(&nonce());
+        let places = Places::new(&dfs.nonce());
         match change.prepare(&places).await {
             Ok(()) => {}
             Err(error @ (ChangeError::Take(_) | ChangeError::Hours { .. })) => {
@@ -268,7 +266,7 @@ impl Change<'_> {
         // Higher than any before, so that an answer's epoch still says which of two owners of a stream came later.
         let epoch = Epoch(known.epoch.map_or(0, |epoch| epoch.0) + 1);
         for lane in self.to.lanes() {
-            let dir = places.new.join(lane.to_string()).join(format!("e{epoch}-{}", nonce()));
+            let dir = places.new.join(lane.to_string()).join(format!("e{epoch}-{}", self.dfs.nonce()));
             self.dfs.mkdir_all(&dir).await?;
             let streams: Vec<StreamRecord> =
                 known.streams.iter().filter(|stream| stream.agent.lane(self.to) == lane).cloned().collect();
@@ -336,7 +334,7 @@ impl Change<'_> {
             if self.dfs.stat(&lanes_dir()).await?.is_some() {
                 // A root that slept since it looked at the mark has made lanes of its own. It looks again before it serves, so
                 // there is nothing in them.
-                self.moved(&lanes_dir(), &tributary(&format!("lanes.empty-{}", nonce()))).await?;
+                self.moved(&lanes_dir(), &tributary(&format!("lanes.empty-{}", self.dfs.nonce()))).await?;
             }
             self.moved(&places.new, &lanes_dir()).await?;
         }

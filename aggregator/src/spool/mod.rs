@@ -80,7 +80,7 @@ struct Segment {
 pub struct Spool {
     folder: Arc<dyn Folder>,
     limits: SpoolLimits,
-    streams: HashMap<StreamId, Stream>,
+    streams: BTreeMap<StreamId, Stream>,
     segments: BTreeMap<u64, Segment>,
     /// How many entries of each segment file are needed; also of the one that is just being made.
     live: HashMap<u64, u64>,

@@ -54,7 +54,7 @@ pub struct Recovery {
 }
 
 pub(super) struct Recovered {
-    pub(super) streams: HashMap<StreamId, Stream>,
+    pub(super) streams: BTreeMap<StreamId, Stream>,
     pub(super) segments: BTreeMap<u64, Segment>,
     pub(super) live: HashMap<u64, u64>,
     pub(super) next_number: u64,
@@ -108,7 +108,7 @@ pub(super) fn recover(folder: &Arc<dyn Folder>, set_aside: &SetAside) -> Result<
     // The newest file's name may be as new as its end.
     folder.sync().map_err(failed("sync the folder"))?;
 
-    let mut streams: HashMap<StreamId, Stream> = HashMap::new();
+    let mut streams: BTreeMap<StreamId, Stream> = BTreeMap::new();
     let mut live: HashMap<u64, u64> = HashMap::new();
     for (header, place) in batches {
         let begin = committed.get(&header.stream).copied().unwrap_or(header.committed);

@@ -11,7 +11,7 @@ mod segments;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -29,6 +29,7 @@ use super::replication::Replication;
 use super::segment::{Counts, HeldRanges, Segment, SegmentId, WriterReport};
 use super::sink::{LaneSink, Scan};
 use crate::dfs::{CreateOptions, Dfs, DfsError, Guard};
+use crate::surroundings::WallClock;
 use crate::tier::{Overloaded, Received};
 
 /// How a lane works. Times as configured.
@@ -195,38 +196,6 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// The pause after a job for an hour failed.
 const WORK_INTERVAL: Duration = Duration::from_millis(200);
-
-/// Where a lane reads the time of day, in milliseconds since 1970: the system's clock, or a simulation's.
-#[derive(Clone)]
-pub struct WallClock(Arc<dyn Fn() -> i64 + Send + Sync>);
-
-impl WallClock {
-    /// The system's clock.
-    #[must_use]
-    pub fn system() -> Self {
-        Self::new(|| {
-            let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
-        })
-    }
-
-    /// A clock that shows what `now_ms` says.
-    pub fn new(now_ms: impl Fn() -> i64 + Send + Sync + 'static) -> Self {
-        Self(Arc::new(now_ms))
-    }
-
-    /// Milliseconds since 1970.
-    #[must_use]
-    pub fn now_ms(&self) -> i64 {
-        (self.0)()
-    }
-}
-
-impl std::fmt::Debug for WallClock {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "WallClock({})", self.now_ms())
-    }
-}
 
 fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)

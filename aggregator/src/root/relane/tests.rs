@@ -6,9 +6,9 @@ use tributary_common::position::Position;
 use super::*;
 use crate::dfs::hostile::{HostileCluster, HostileDfs, Hostility, SETTLE};
 use crate::root::Root;
-use crate::root::lane::WallClock;
 use crate::root::storm::lines;
 use crate::root::tests::{Log, alone, category, settings};
+use crate::surroundings::WallClock;
 use crate::tier::{Overloaded, Tier};
 
 const LINES: usize = 120;
