@@ -2,20 +2,16 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use bytes::Bytes;
 use clap::Args;
 use serde_json::json;
-use tributary_common::frame::{FrameError, FrameHeader, Peek};
+use tributary_common::frame::FrameHeader;
 
-use crate::dfs::{Dfs, DfsOptions, DfsPath, open_dfs};
-
-/// How much is read at once: the headers of many small frames, or the beginning of a large one.
-const READ_BYTES: usize = 1 << 20;
+use crate::dfs::{DfsOptions, DfsPath, open_dfs};
+use crate::frames::{Frame, Frames, Source};
 
 /// What to inspect, and how.
 #[derive(Debug, Args)]
@@ -34,38 +30,10 @@ pub struct Options {
     pub summary: bool,
 }
 
-/// Where the bytes come from.
-enum Source {
-    Local(File),
-    Dfs(Arc<dyn Dfs>, DfsPath),
-}
-
 struct Target {
     name: String,
     len: u64,
     source: Source,
-}
-
-impl Target {
-    /// Up to `len` bytes from `offset`; fewer only at the end.
-    async fn read(&self, offset: u64, len: usize) -> anyhow::Result<Bytes> {
-        let len = len.min(self.len.saturating_sub(offset) as usize);
-        match &self.source {
-            Source::Local(file) => {
-                let mut buffer = vec![0; len];
-                let mut have = 0;
-                while have < len {
-                    match file.read_at(&mut buffer[have..], offset + have as u64)? {
-                        0 => break,
-                        read => have += read,
-                    }
-                }
-                buffer.truncate(have);
-                Ok(buffer.into())
-            }
-            Source::Dfs(dfs, path) => Ok(dfs.read(path, offset, len).await?),
-        }
-    }
 }
 
 /// Lists what `options` name. Returns whether anything is damaged.
@@ -78,7 +46,8 @@ pub async fn run(options: &Options, out: &mut impl Write) -> anyhow::Result<bool
         bail!("{}: there are no .gz or .zst files in it", options.target);
     }
     let mut totals = Totals::default();
-    for target in &targets {
+    let files = targets.len();
+    for target in targets {
         inspect(target, options, out, &mut totals).await?;
     }
     if !options.json {
@@ -86,8 +55,7 @@ pub async fn run(options: &Options, out: &mut impl Write) -> anyhow::Result<bool
         let checked = if options.verify { ", bodies verified" } else { "" };
         writeln!(
             out,
-            "{} files, {frames} frames, {slices} slices, {records} records, {bytes} bytes, {stored} decompressed; {damaged} damaged{checked}",
-            targets.len()
+            "{files} files, {frames} frames, {slices} slices, {records} records, {bytes} bytes, {stored} decompressed; {damaged} damaged{checked}"
         )?;
     }
     Ok(totals.damaged > 0)
@@ -158,32 +126,31 @@ fn is_data(name: &str) -> bool {
     name.ends_with(".gz") || name.ends_with(".zst")
 }
 
-async fn inspect(target: &Target, options: &Options, out: &mut impl Write, totals: &mut Totals) -> anyhow::Result<()> {
+async fn inspect(target: Target, options: &Options, out: &mut impl Write, totals: &mut Totals) -> anyhow::Result<()> {
+    let Target { name, len, source } = target;
     if !options.json && !options.summary {
-        writeln!(out, "{}  {} bytes", target.name, target.len)?;
+        writeln!(out, "{name}  {len} bytes")?;
     }
-    let mut at = 0;
-    let mut window = (0, Bytes::new());
-    while at < target.len {
-        match frame_at(target, at, options.verify, &mut window).await? {
-            Ok(header) => {
-                report(target, at, &header, options, out)?;
+    let mut frames = Frames::new(name.clone(), source, len, options.verify);
+    while let Some(frame) = frames.next().await? {
+        match frame {
+            Ok(Frame { offset, header, .. }) => {
+                report(&name, offset, &header, options, out)?;
                 totals.frames += 1;
                 totals.slices += header.slices.len() as u64;
                 totals.records += header.records();
                 totals.stored += header.stored_len();
                 totals.bytes += u64::from(header.frame_len);
-                at += u64::from(header.frame_len);
             }
             Err(error) => {
+                let at = frames.offset();
                 totals.damaged += 1;
                 if options.json {
-                    let line = json!({ "file": target.name, "offset": at, "error": error.to_string() });
+                    let line = json!({ "file": name, "offset": at, "error": error.to_string() });
                     writeln!(out, "{line}")?;
                 } else {
-                    writeln!(out, "{}: at {at} of {}: {error}", target.name, target.len)?;
+                    writeln!(out, "{name}: at {at} of {len}: {error}")?;
                 }
-                // Without its length, nobody knows where the next frame begins.
                 return Ok(());
             }
         }
@@ -191,50 +158,7 @@ async fn inspect(target: &Target, options: &Options, out: &mut impl Write, total
     Ok(())
 }
 
-/// The header of the frame at an offset, its body verified if wanted.
-async fn frame_at(
-    target: &Target,
-    at: u64,
-    verify: bool,
-    window: &mut (u64, Bytes),
-) -> anyhow::Result<Result<FrameHeader, FrameError>> {
-    let mut want = 1;
-    let header = loop {
-        let bytes = look(target, at, want, window).await?;
-        match FrameHeader::peek(&bytes) {
-            Ok(Peek::Header(header)) => break header,
-            Ok(Peek::Need(more)) if bytes.len() < more && bytes.len() < want => {
-                return Ok(Err(FrameError::Truncated { have: bytes.len() as u64, want: more as u64 }));
-            }
-            Ok(Peek::Need(more)) => want = more,
-            Err(error) => return Ok(Err(error)),
-        }
-    };
-    let len = header.frame_len as usize;
-    let have = target.len - at;
-    if have < len as u64 {
-        return Ok(Err(FrameError::Truncated { have, want: len as u64 }));
-    }
-    if verify {
-        let frame = look(target, at, len, window).await?;
-        let frame = frame.slice(..len.min(frame.len()));
-        return Ok(FrameHeader::verify(&frame).and_then(|header| header.decode(&frame).map(|_| header)));
-    }
-    Ok(Ok(header))
-}
-
-/// At least `want` bytes from `at`, fewer only at the end; from memory where they are.
-async fn look(target: &Target, at: u64, want: usize, window: &mut (u64, Bytes)) -> anyhow::Result<Bytes> {
-    let (start, bytes) = &*window;
-    let held = at.checked_sub(*start).and_then(|skip| bytes.get(skip as usize..));
-    if held.is_none_or(|held| held.len() < want) {
-        let read = target.read(at, want.max(READ_BYTES)).await.with_context(|| target.name.clone())?;
-        *window = (at, read);
-    }
-    Ok(window.1.slice((at - window.0) as usize..))
-}
-
-fn report(target: &Target, at: u64, header: &FrameHeader, options: &Options, out: &mut impl Write) -> io::Result<()> {
+fn report(name: &str, at: u64, header: &FrameHeader, options: &Options, out: &mut impl Write) -> io::Result<()> {
     if options.summary {
         return Ok(());
     }
@@ -253,7 +177,7 @@ fn report(target: &Target, at: u64, header: &FrameHeader, options: &Options, out
             })
             .collect();
         let line = json!({
-            "file": target.name, "offset": at, "length": header.frame_len, "codec": codec,
+            "file": name, "offset": at, "length": header.frame_len, "codec": codec,
             "category": header.category, "bucket": header.bucket.to_string(), "records": header.records(),
             "decompressed": header.stored_len(), "slices": slices,
         });
@@ -290,6 +214,7 @@ fn report(target: &Target, at: u64, header: &FrameHeader, options: &Options, out
 mod tests {
     use super::*;
     use crate::testing::batch;
+    use bytes::Bytes;
     use tributary_common::ids::StreamId;
 
     fn frames(count: u64) -> Vec<Bytes> {

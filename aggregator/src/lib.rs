@@ -5,6 +5,7 @@ pub mod config;
 pub mod dfs;
 pub mod edge;
 pub mod forward;
+pub mod frames;
 pub mod inspect;
 pub mod node;
 pub mod receive;

@@ -36,6 +36,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::bucket::Bucket;
+use crate::checksum::Checksum;
 use crate::ids::{AgentId, CategoryName, StreamId};
 use crate::limits::{
     MAX_FRAME_BYTES, MAX_FRAME_HEADER_BYTES, MAX_FRAME_RAW_BYTES, MAX_HOST_BYTES, MAX_RECORD_PREFIX_BYTES,
@@ -195,6 +196,7 @@ pub struct FrameHeader {
     pub slices: Vec<SliceDescriptor>,
     body_crc: u32,
     header_len: usize,
+    header_bytes: Checksum,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -280,7 +282,9 @@ impl FrameHeader {
         if bytes.len() < header_len {
             return Ok(Peek::Need(header_len));
         }
-        Self::read_payload(codec, &bytes[fixed..header_len], header_len).map(Peek::Header)
+        let mut header = Self::read_payload(codec, &bytes[fixed..header_len], header_len)?;
+        header.header_bytes = Checksum::of(&bytes[..header_len]);
+        Ok(Peek::Header(header))
     }
 
     fn read_payload(codec: Codec, payload: &[u8], header_len: usize) -> Result<Self, FrameError> {
@@ -309,6 +313,7 @@ impl FrameHeader {
             slices: contents.slices,
             body_crc: u32_at(payload, 8),
             header_len,
+            header_bytes: Checksum::default(),
         };
         if header.slices.is_empty() {
             return Err(FrameError::CorruptHeader("it has no slices"));
@@ -326,6 +331,12 @@ impl FrameHeader {
     #[must_use]
     pub fn stored_len(&self) -> u64 {
         self.slices.iter().map(SliceDescriptor::stored_len).sum()
+    }
+
+    /// The checksum of all of the frame's bytes, as the header tells it: only [`verify`](Self::verify) looks at the body.
+    #[must_use]
+    pub fn checksum(&self) -> Checksum {
+        self.header_bytes.then(Checksum(self.body_crc), u64::from(self.frame_len) - self.header_len as u64)
     }
 
     /// How many records the frame holds.

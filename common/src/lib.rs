@@ -5,6 +5,7 @@
 
 pub mod batch;
 pub mod bucket;
+pub mod checksum;
 pub mod config;
 pub mod exit;
 pub mod frame;

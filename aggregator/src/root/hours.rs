@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use tributary_common::checksum::Checksum;
 use tributary_common::ids::{AgentId, CategoryName, LaneId};
 
 use super::ledger::{AgentCount, HourKey, Seal, SegmentRecord};
@@ -52,9 +53,9 @@ pub fn plan_files(segments: &[SegmentRecord], roll_size: u64) -> FilePlan {
     let mut plan = FilePlan::default();
     let mut leftovers: BTreeMap<&'static str, Vec<&SegmentRecord>> = BTreeMap::new();
     for segment in segments {
-        if segment.covered == 0 {
+        if segment.covered.bytes == 0 {
             plan.empty.push(segment.name.clone());
-        } else if !segment.torn && segment.covered >= roll_size / 2 {
+        } else if !segment.torn && segment.covered.bytes >= roll_size / 2 {
             plan.whole.push(segment.clone());
         } else {
             leftovers.entry(segment.codec.extension()).or_default().push(segment);
@@ -65,11 +66,11 @@ pub fn plan_files(segments: &[SegmentRecord], roll_size: u64) -> FilePlan {
         let mut groups: Vec<(u64, Vec<SegmentRecord>)> = Vec::new();
         for segment in segments {
             match groups.last_mut() {
-                Some((bytes, group)) if *bytes + segment.covered <= roll_size => {
-                    *bytes += segment.covered;
+                Some((bytes, group)) if *bytes + segment.covered.bytes <= roll_size => {
+                    *bytes += segment.covered.bytes;
                     group.push(segment.clone());
                 }
-                _ => groups.push((segment.covered, vec![segment.clone()])),
+                _ => groups.push((segment.covered.bytes, vec![segment.clone()])),
             }
         }
         for (_, inputs) in groups {
@@ -92,6 +93,8 @@ pub struct ManifestFile {
     pub lane: LaneId,
     /// Its length in bytes.
     pub bytes: u64,
+    /// The CRC-32C of its bytes.
+    pub crc32c: Checksum,
     /// Its records.
     pub records: u64,
 }
@@ -129,6 +132,7 @@ impl Manifest {
                     name: file.name.clone(),
                     lane: seal.lane,
                     bytes: file.bytes,
+                    crc32c: file.crc32c,
                     records: file.records,
                 })
             })
@@ -159,6 +163,7 @@ pub const TEMP_PREFIX: &str = "tmp-";
 
 #[cfg(test)]
 mod tests {
+    use super::super::ledger::Contents;
     use super::*;
     use tributary_common::bucket::BucketSize;
     use tributary_common::frame::Codec;
@@ -169,11 +174,9 @@ mod tests {
             category: "app".parse().expect("valid"),
             bucket: BucketSize::HOUR.bucket_of_ms(0),
             codec: Codec::Gzip,
-            covered: bytes,
-            records: 1,
+            covered: Contents { bytes, records: 1, ..Contents::default() },
             closed: true,
             torn,
-            agents: BTreeMap::new(),
         }
     }
 
@@ -222,7 +225,7 @@ mod tests {
         for count in 1..60 {
             let segments: Vec<SegmentRecord> =
                 (0..count).map(|n| segment(&format!("s{n:03}"), 1 + (n * 37) % 97, n % 5 == 0)).collect();
-            let total: u64 = segments.iter().map(|segment| segment.covered).sum();
+            let total: u64 = segments.iter().map(|segment| segment.covered.bytes).sum();
             let plan = plan_files(&segments, 100);
             let files = (plan.whole.len() + plan.joins.len()) as u64;
             // Two neighbours never fit into one file, so any two hold more than the roll size.

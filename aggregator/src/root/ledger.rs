@@ -23,7 +23,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use tributary_common::bucket::Bucket;
-use tributary_common::frame::Codec;
+use tributary_common::checksum::Checksum;
+use tributary_common::frame::{Codec, FrameHeader, SliceDescriptor};
 use tributary_common::ids::{AgentId, CategoryName, Epoch, LaneId, StreamId};
 use tributary_common::position::Position;
 use tributary_common::ranges::RangeSet;
@@ -89,16 +90,68 @@ pub struct SegmentRecord {
     pub bucket: Bucket,
     /// How its frames are compressed.
     pub codec: Codec,
-    /// Up to here, in bytes, the streams of the ledger include what is in it. Always a frame's end.
-    pub covered: u64,
-    /// Records in the covered part.
-    pub records: u64,
+    /// The part, from the beginning to some frame's end, that the streams of the ledger include.
+    pub covered: Contents,
     /// Whether it is closed and covered to its last whole frame.
     pub closed: bool,
     /// Whether there are bytes behind the last whole frame.
     pub torn: bool,
-    /// Records and stream bytes of each agent in the covered part.
+}
+
+/// What a run of whole frames holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Contents {
+    /// The length of the frames in bytes.
+    pub bytes: u64,
+    /// The checksum of the frames' bytes, headers and all.
+    pub checksum: Checksum,
+    /// Records.
+    pub records: u64,
+    /// Records and stream bytes of each agent.
     pub agents: BTreeMap<AgentId, AgentCount>,
+}
+
+impl Contents {
+    /// Adds a frame behind the others.
+    pub fn push(&mut self, frame_len: u64, checksum: Checksum, slices: &[SliceDescriptor]) {
+        self.bytes += frame_len;
+        self.checksum = self.checksum.then(checksum, frame_len);
+        for slice in slices {
+            self.records += slice.records;
+            let count = AgentCount { records: slice.records, bytes: slice.raw_len() };
+            self.agents.entry(slice.agent.clone()).or_default().add(count);
+        }
+    }
+
+    /// Adds other frames behind these.
+    pub fn append(&mut self, next: &Self) {
+        self.bytes += next.bytes;
+        self.checksum = self.checksum.then(next.checksum, next.bytes);
+        self.records += next.records;
+        for (agent, count) in &next.agents {
+            self.agents.entry(agent.clone()).or_default().add(*count);
+        }
+    }
+}
+
+impl<'a> FromIterator<&'a FrameHeader> for Contents {
+    fn from_iter<Headers: IntoIterator<Item = &'a FrameHeader>>(headers: Headers) -> Self {
+        let mut contents = Self::default();
+        for header in headers {
+            contents.push(u64::from(header.frame_len), header.checksum(), &header.slices);
+        }
+        contents
+    }
+}
+
+impl<'a> FromIterator<&'a Contents> for Contents {
+    fn from_iter<Parts: IntoIterator<Item = &'a Contents>>(parts: Parts) -> Self {
+        let mut contents = Self::default();
+        for part in parts {
+            contents.append(part);
+        }
+        contents
+    }
 }
 
 /// What one agent contributed.
@@ -185,8 +238,19 @@ pub struct SealedFile {
     pub name: String,
     /// Its length in bytes.
     pub bytes: u64,
+    /// The checksum of its bytes.
+    pub crc32c: Checksum,
     /// Its records.
     pub records: u64,
+}
+
+impl SealedFile {
+    /// A file that holds `contents`, and what each agent contributed to it.
+    #[must_use]
+    pub fn new(source: String, name: String, contents: Contents) -> (Self, BTreeMap<AgentId, AgentCount>) {
+        let Contents { bytes, checksum, records, agents } = contents;
+        (Self { source, name, bytes, crc32c: checksum, records }, agents)
+    }
 }
 
 /// A late file on its way beside its hour.
@@ -350,7 +414,8 @@ mod tests {
     fn full() -> Entry {
         let agent: AgentId = "web-1".parse().expect("valid");
         let agents = BTreeMap::from([(agent, AgentCount { records: 2, bytes: 30 })]);
-        let file = SealedFile { source: "join-e1-0.gz".into(), name: "a.gz".into(), bytes: 40, records: 2 };
+        let contents = Contents { bytes: 40, checksum: Checksum(7), records: 2, agents: agents.clone() };
+        let (file, _) = SealedFile::new("join-e1-0.gz".into(), "a.gz".into(), contents.clone());
         let seal = Seal {
             version: 1,
             lane: LaneId(3),
@@ -361,7 +426,7 @@ mod tests {
             inputs: vec!["a.gz".into(), "b.gz".into()],
             agents: agents.clone(),
         };
-        let late = LateMove { file: Some(file), inputs: Vec::new(), agents: agents.clone() };
+        let late = LateMove { file: Some(file), inputs: Vec::new(), agents };
         Entry {
             streams: vec![stream(1, 30)],
             forgotten: vec![StreamId(2)],
@@ -370,11 +435,9 @@ mod tests {
                 category: key(2).category,
                 bucket: key(2).bucket,
                 codec: Codec::Gzip,
-                covered: 20,
-                records: 1,
+                covered: contents,
                 closed: true,
                 torn: true,
-                agents,
             }],
             hours: vec![
                 HourRecord { key: key(1), state: HourState::Announced(seal) },

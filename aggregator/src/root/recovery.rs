@@ -31,9 +31,8 @@ use tributary_common::ids::{CategoryName, Epoch, LaneCount, LaneId};
 
 use super::hours::{JOIN_PREFIX, TEMP_PREFIX};
 use super::ingest::Ingest;
-use super::ledger::{Entry, EntryError, HourKey, HourState, Replayed, SegmentRecord};
+use super::ledger::{Contents, Entry, EntryError, HourKey, HourState, Replayed, SegmentRecord};
 use super::marks::OWNER_DIR;
-use super::segment::Counts;
 use super::sink::{Scan, lanes_dir, read_whole, scan};
 use crate::dfs::{Dfs, DfsError, DfsPath, Guard, recover_until_closed};
 
@@ -64,8 +63,6 @@ pub struct Found {
     pub record: SegmentRecord,
     /// The frames behind that.
     pub scan: Scan,
-    /// What these contribute.
-    pub counts: Counts,
 }
 
 /// A lane could not be taken.
@@ -486,8 +483,8 @@ async fn read_segments(
         }
     }
     for (name, record) in &replayed.segments {
-        if record.covered > 0 && !names.contains(name) && !announced.contains(name.as_str()) {
-            tracing::error!(%lane, segment = %name, bytes = record.covered, "a segment that the ledger names is gone: somebody deleted or moved it");
+        if record.covered.bytes > 0 && !names.contains(name) && !announced.contains(name.as_str()) {
+            tracing::error!(%lane, segment = %name, bytes = record.covered.bytes, "a segment that the ledger names is gone: somebody deleted or moved it");
         }
     }
     Ok(found)
@@ -505,40 +502,41 @@ async fn read_segment(
     if let Some(record) = known
         && record.closed
     {
-        let scan = Scan { frames: Vec::new(), end: record.covered, torn: None };
-        return Ok(Some(Found { record: record.clone(), scan, counts: Counts::default() }));
+        let scan = Scan { frames: Vec::new(), end: record.covered.bytes, torn: None };
+        return Ok(Some(Found { record: record.clone(), scan }));
     }
     let Some(len) = recover_until_closed(dfs, path).await.map_err(|error| TakeError::Dfs { lane, error })? else {
         return Ok(None);
     };
-    let covered = known.map_or(0, |record| record.covered);
-    if len < covered {
+    let mut known = known.cloned();
+    if let Some(record) = &mut known
+        && len < record.covered.bytes
+    {
+        let covered = record.covered.bytes;
         tracing::error!(%lane, segment = %name, bytes = len, covered, "a segment is shorter than what was synced: the sink has lost bytes");
+        record.covered = Contents::default();
     }
-    let scan = wait_out!(lane, scan(dfs, path, covered.min(len), len))?;
+    let covered = known.as_ref().map_or(0, |record| record.covered.bytes);
+    let scan = wait_out!(lane, scan(dfs, path, covered, len))?;
     if let Some(error) = &scan.torn {
         tracing::info!(%lane, segment = %name, bytes = len - scan.end, %error, "left out what is behind the last whole frame");
     }
     tracing::debug!(%lane, segment = %name, covered, end = scan.end, frames = scan.frames.len(), "read a segment");
-    let mut counts = Counts::default();
     for frame in &scan.frames {
         for slice in &frame.slices {
             ingest.found(&frame.category, slice, false, now_ms);
-            counts.add(slice);
         }
     }
     let record = match (known, scan.frames.first()) {
-        (Some(record), _) => record.clone(),
+        (Some(record), _) => record,
         (None, Some(frame)) => SegmentRecord {
             name,
             category: frame.category.clone(),
             bucket: frame.bucket,
             codec: frame.codec,
-            covered: 0,
-            records: 0,
+            covered: Contents::default(),
             closed: false,
             torn: false,
-            agents: BTreeMap::new(),
         },
         (None, None) => {
             // Not one whole frame, and nobody was ever told of any of it.
@@ -547,5 +545,5 @@ async fn read_segment(
             return Ok(None);
         }
     };
-    Ok(Some(Found { record, scan, counts }))
+    Ok(Some(Found { record, scan }))
 }

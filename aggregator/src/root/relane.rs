@@ -33,7 +33,6 @@ use super::ledger::{Entry, HourKey, HourRecord, HourState, SegmentRecord, Stream
 use super::marks::OWNER_DIR;
 use super::recovery::{self, CHANGING_DIR, Changing, TakeError, base_path, changing, epoch_of, read_base, write_base};
 use super::replication::Replication;
-use super::segment::Counts;
 use super::sink::{LaneSink, lanes_dir};
 use crate::dfs::{CreateOptions, Dfs, DfsError, DfsPath};
 
@@ -230,16 +229,9 @@ impl Change<'_> {
                 }
                 let mut record = found.record;
                 if !record.closed {
-                    let mut counts = Counts { records: record.records, agents: record.agents };
-                    counts.add_all(&found.counts);
-                    record = SegmentRecord {
-                        covered: found.scan.end,
-                        torn: record.torn || found.scan.torn.is_some(),
-                        records: counts.records,
-                        agents: counts.agents,
-                        closed: true,
-                        ..record
-                    };
+                    record.covered.append(&found.scan.frames.iter().collect());
+                    record.torn |= found.scan.torn.is_some();
+                    record.closed = true;
                 }
                 segments.push(record);
             }

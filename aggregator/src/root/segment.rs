@@ -7,16 +7,17 @@
 //! large enough, idle, or its hour is over; then renamed out of the lane. After any error it is given up: nobody writes
 //! to it again, it is recovered and read back, and what comes next goes into a new one.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
+use tributary_common::checksum::Checksum;
 use tributary_common::frame::{Codec, Run, SliceDescriptor};
-use tributary_common::ids::{AgentId, Epoch, LaneId, StreamId};
+use tributary_common::ids::{Epoch, LaneId, StreamId};
 
-use super::ledger::{AgentCount, HourKey, SegmentRecord};
+use super::ledger::{Contents, HourKey, SegmentRecord};
 use crate::dfs::{CreateOptions, Dfs, DfsError, DfsPath};
 
 /// A segment's number, unique within an epoch.
@@ -57,40 +58,15 @@ pub struct Segment {
     /// Their bytes.
     pub small_bytes: u64,
     held: VecDeque<Held>,
-    durable: Counts,
+    durable: Contents,
     writer: mpsc::UnboundedSender<Command>,
-}
-
-/// Records and bytes by agent.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// All records.
-    pub records: u64,
-    /// By agent.
-    pub agents: BTreeMap<AgentId, AgentCount>,
-}
-
-impl Counts {
-    /// Adds a slice.
-    pub fn add(&mut self, slice: &SliceDescriptor) {
-        self.records += slice.records;
-        let count = AgentCount { records: slice.records, bytes: slice.raw_len() };
-        self.agents.entry(slice.agent.clone()).or_default().add(count);
-    }
-
-    /// Adds other counts.
-    pub fn add_all(&mut self, other: &Self) {
-        self.records += other.records;
-        for (agent, count) in &other.agents {
-            self.agents.entry(agent.clone()).or_default().add(*count);
-        }
-    }
 }
 
 /// A frame that was handed over and that no sync has covered yet.
 #[derive(Debug)]
 struct Held {
-    end: u64,
+    len: u64,
+    checksum: Checksum,
     slices: Vec<SliceDescriptor>,
 }
 
@@ -132,7 +108,7 @@ impl Segment {
             small: Vec::new(),
             small_bytes: 0,
             held: VecDeque::new(),
-            durable: Counts::default(),
+            durable: Contents::default(),
             writer,
         }
     }
@@ -140,7 +116,7 @@ impl Segment {
     /// Hands a frame to the writer.
     pub fn write(&mut self, slices: Vec<SliceDescriptor>, frame: Bytes) {
         self.written += frame.len() as u64;
-        self.held.push_back(Held { end: self.written, slices });
+        self.held.push_back(Held { len: frame.len() as u64, checksum: Checksum::of(&frame), slices });
         self.order(Command::Write(frame));
     }
 
@@ -173,12 +149,10 @@ impl Segment {
     pub fn synced(&mut self, len: u64) -> Vec<HeldRanges> {
         self.synced = len;
         let mut durable = Vec::new();
-        while self.held.front().is_some_and(|held| held.end <= len) {
+        while self.held.front().is_some_and(|held| self.durable.bytes + held.len <= len) {
             let held = self.held.pop_front().expect("looked at it just now");
-            for slice in &held.slices {
-                self.durable.add(slice);
-                durable.push(ranges_of(slice));
-            }
+            self.durable.push(held.len, held.checksum, &held.slices);
+            durable.extend(held.slices.iter().map(ranges_of));
         }
         durable
     }
@@ -190,12 +164,6 @@ impl Segment {
         held.chain(self.small.iter().map(|(slice, _)| slice)).map(ranges_of).collect()
     }
 
-    /// What it contributed as far as syncs cover it.
-    #[must_use]
-    pub fn durable_counts(&self) -> &Counts {
-        &self.durable
-    }
-
     /// Its line in the ledger.
     #[must_use]
     pub fn record(&self) -> SegmentRecord {
@@ -204,11 +172,9 @@ impl Segment {
             category: self.key.category.clone(),
             bucket: self.key.bucket,
             codec: self.codec,
-            covered: self.synced,
-            records: self.durable.records,
+            covered: self.durable.clone(),
             closed: false,
             torn: false,
-            agents: self.durable.agents.clone(),
         }
     }
 

@@ -16,7 +16,7 @@ use tributary_common::frame::{FrameError, FrameHeader, Peek};
 use tributary_common::ids::{CategoryName, Epoch, LaneCount, LaneId};
 
 use super::hours::{JOIN_PREFIX, LATE_DIR, MANIFEST_FILE, Manifest, TEMP_PREFIX, plan_files, seal_file};
-use super::ledger::{AgentCount, Entry, HourKey, LateMove, Seal, SealedFile, SegmentRecord};
+use super::ledger::{Entry, HourKey, LateMove, Seal, SealedFile, SegmentRecord};
 use super::replication::Replication;
 use crate::dfs::{CreateOptions, Dfs, DfsError, DfsPath, DfsWriter, recover_until_closed};
 
@@ -363,28 +363,16 @@ impl LaneSink {
         let plan = plan_files(segments, roll_size);
         let mut moves = Vec::new();
         for segment in plan.whole {
-            let file = SealedFile {
-                source: segment.name.clone(),
-                name: segment.name,
-                bytes: segment.covered,
-                records: segment.records,
-            };
-            moves.push(LateMove { file: Some(file), inputs: Vec::new(), agents: segment.agents });
+            let source = segment.name.clone();
+            let (file, agents) = SealedFile::new(source, segment.name, segment.covered);
+            moves.push(LateMove { file: Some(file), inputs: Vec::new(), agents });
         }
         for join in plan.joins {
-            let mut agents: BTreeMap<_, AgentCount> = BTreeMap::new();
-            for (agent, count) in join.inputs.iter().flat_map(|input| &input.agents) {
-                agents.entry(agent.clone()).or_default().add(*count);
-            }
             let first = join.inputs.first().expect("a join has inputs");
             let source = self.join(&join.inputs, first.codec.extension()).await?;
-            let file = SealedFile {
-                source: source.name().to_owned(),
-                // The name of its first input, which is deleted, so no other file can have it.
-                name: first.name.clone(),
-                bytes: join.inputs.iter().map(|input| input.covered).sum(),
-                records: join.inputs.iter().map(|input| input.records).sum(),
-            };
+            let contents = join.inputs.iter().map(|input| &input.covered).collect();
+            // The name of its first input, which is deleted, so no other file can have it.
+            let (file, agents) = SealedFile::new(source.name().to_owned(), first.name.clone(), contents);
             let inputs = join.inputs.into_iter().map(|input| input.name).collect();
             moves.push(LateMove { file: Some(file), inputs, agents });
         }
@@ -407,11 +395,11 @@ impl LaneSink {
         for input in inputs {
             let source = self.dir.join(&input.name);
             let mut at = 0;
-            while at < input.covered {
-                let want = usize::try_from(input.covered - at).unwrap_or(usize::MAX).min(READ_BYTES);
+            while at < input.covered.bytes {
+                let want = usize::try_from(input.covered.bytes - at).unwrap_or(usize::MAX).min(READ_BYTES);
                 let bytes = self.dfs.read(&source, at, want).await?;
                 if bytes.is_empty() {
-                    let reason = format!("it has {at} bytes; the ledger says {}", input.covered);
+                    let reason = format!("it has {at} bytes; the ledger says {}", input.covered.bytes);
                     return Err(DfsError::Refused { call: "join", path: source, reason });
                 }
                 at += bytes.len() as u64;

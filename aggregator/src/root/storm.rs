@@ -11,6 +11,7 @@ use std::io::Read;
 use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use tributary_common::checksum::Checksum;
 use tributary_common::ids::LaneCount;
 use tributary_common::messages::StreamQuery;
 use tributary_common::position::Position;
@@ -357,8 +358,27 @@ async fn storm(seed: u64) -> Told {
     let found = lines(&cluster);
     assert!(found == expected, "seed {seed}: {} lines were found, {} were written", found.len(), expected.len());
     seats.iter().filter_map(|seat| seat.process.as_ref()).for_each(Process::abandon);
+    manifests_tell_the_truth(&cluster);
     told.cruelties = cluster.cruelties();
     told
+}
+
+/// Every manifest names the length and the checksum of each of its files, whichever crashes, recoveries and joins made them.
+fn manifests_tell_the_truth(cluster: &HostileCluster) {
+    let files = cluster.files();
+    let mut checked = 0;
+    for (path, bytes) in files.iter().filter(|(path, _)| is_visible(path) && path.name().ends_with(".json")) {
+        if path.name().starts_with("_seal") {
+            continue;
+        }
+        let manifest: super::hours::Manifest = serde_json::from_slice(bytes).expect("a manifest");
+        for file in &manifest.files {
+            let data = &files[&path.parent().expect("it is in a directory").join(&file.name)];
+            assert_eq!((file.bytes, file.crc32c), (data.len() as u64, Checksum::of(data)), "{path}: {}", file.name);
+            checked += 1;
+        }
+    }
+    assert!(checked > 0, "nothing was published");
 }
 
 /// Which root says that it serves which lane; none that is asleep.

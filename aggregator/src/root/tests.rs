@@ -445,11 +445,10 @@ async fn leftovers_of_many_restarts_are_joined_into_one_file() {
     let records: Vec<_> = taken
         .segments
         .iter()
-        .map(|found| ledger::SegmentRecord {
-            covered: found.scan.end,
-            records: found.record.records + found.counts.records,
-            closed: true,
-            ..found.record.clone()
+        .map(|found| {
+            let mut record = found.record.clone();
+            record.covered.append(&found.scan.frames.iter().collect());
+            ledger::SegmentRecord { closed: true, ..record }
         })
         .collect();
     let sink = sink::LaneSink {

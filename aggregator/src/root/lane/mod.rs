@@ -22,11 +22,11 @@ use tributary_common::messages::{Answer, Owner, PositionsQuery, StreamQuery, Ver
 
 use self::segments::{MIN_BLOCK_BYTES, ranges_of};
 use super::ingest::Ingest;
-use super::ledger::{HourKey, HourState, LateMove, Seal, SegmentRecord};
+use super::ledger::{Contents, HourKey, HourState, LateMove, Seal, SegmentRecord};
 use super::metrics::LaneMetrics;
 use super::recovery::Taken;
 use super::replication::Replication;
-use super::segment::{Counts, HeldRanges, Segment, SegmentId, WriterReport};
+use super::segment::{HeldRanges, Segment, SegmentId, WriterReport};
 use super::sink::{LaneSink, Scan};
 use crate::dfs::{CreateOptions, Dfs, DfsError, Guard};
 use crate::surroundings::WallClock;
@@ -115,8 +115,7 @@ struct Closed {
 
 struct Unsettled {
     at: Instant,
-    end: u64,
-    counts: Counts,
+    found: Contents,
     ranges: Vec<HeldRanges>,
 }
 
@@ -237,8 +236,7 @@ impl Lane {
                 let ranges = ranges_of(found.scan.frames.iter().flat_map(|frame| &frame.slices));
                 let unsettled = (!found.record.closed).then(|| Unsettled {
                     at: now + settings.settle,
-                    end: found.scan.end,
-                    counts: found.counts,
+                    found: found.scan.frames.iter().collect(),
                     ranges,
                 });
                 let record = SegmentRecord { torn, ..found.record };

@@ -10,8 +10,8 @@ use tributary_common::frame::{Codec, EncodeError, FrameHeader, SliceDescriptor};
 
 use super::{Closed, Event, GivenUp, Lane, Unsettled};
 use crate::dfs::{CreateOptions, DfsError};
-use crate::root::ledger::{HourKey, SegmentRecord};
-use crate::root::segment::{Counts, HeldRanges, Segment, SegmentId, WriterReport, file_name, spawn_writer};
+use crate::root::ledger::{Contents, HourKey, SegmentRecord};
+use crate::root::segment::{HeldRanges, Segment, SegmentId, WriterReport, file_name, spawn_writer};
 use crate::root::sink::Scan;
 
 impl Lane {
@@ -223,7 +223,7 @@ impl Lane {
         }
         let record = segment.record();
         let (sink, events, name, synced) =
-            (self.sink.clone(), self.events.clone(), record.name.clone(), record.covered);
+            (self.sink.clone(), self.events.clone(), record.name.clone(), record.covered.bytes);
         self.given_up.insert(id, GivenUp { record, lost_unless_found });
         tokio::spawn(async move {
             let result = sink.read_back(&name, synced).await;
@@ -243,7 +243,7 @@ impl Lane {
             }
         };
         let Some(given_up) = self.given_up.remove(&id) else { return };
-        let mut counts = Counts::default();
+        let mut behind = Contents::default();
         let mut found: BTreeMap<_, tributary_common::ranges::RangeSet> = BTreeMap::new();
         let mut record = given_up.record;
         let is_there = scan.is_some();
@@ -251,8 +251,8 @@ impl Lane {
         if let Some((scan, len)) = scan {
             end = scan.end;
             record.torn = len > scan.end;
+            behind = scan.frames.iter().collect();
             for slice in scan.frames.iter().flat_map(|frame| &frame.slices) {
-                counts.add(slice);
                 let ranges = found.entry(slice.stream).or_default();
                 slice.runs.iter().for_each(|run| ranges.insert(run.range()));
             }
@@ -267,13 +267,13 @@ impl Lane {
                 .collect();
             self.ingest.resolve(stream, lost);
         }
-        tracing::info!(segment = %record.name, synced = record.covered, end, "a segment was read back");
+        tracing::info!(segment = %record.name, synced = record.covered.bytes, end, "a segment was read back");
         if end > 0 {
             let ranges = found
                 .into_iter()
                 .map(|(stream, ranges)| HeldRanges { stream, ranges: ranges.iter().collect() })
                 .collect();
-            let unsettled = Some(Unsettled { at: Instant::now() + self.settings.settle, end, counts, ranges });
+            let unsettled = Some(Unsettled { at: Instant::now() + self.settings.settle, found: behind, ranges });
             self.closed.insert(record.name.clone(), Closed { record, unsettled, in_entry: None });
         } else if is_there {
             // Without a single frame: nothing of it must settle, and its hour's seal deletes it.
@@ -289,13 +289,8 @@ impl Lane {
         let mut durable = Vec::new();
         for closed in self.closed.values_mut() {
             if let Some(unsettled) = closed.unsettled.take_if(|unsettled| unsettled.at <= now) {
-                closed.record.covered = unsettled.end;
+                closed.record.covered.append(&unsettled.found);
                 closed.record.closed = true;
-                let mut counts =
-                    Counts { records: closed.record.records, agents: std::mem::take(&mut closed.record.agents) };
-                counts.add_all(&unsettled.counts);
-                closed.record.records = counts.records;
-                closed.record.agents = counts.agents;
                 closed.in_entry = None;
                 durable.extend(unsettled.ranges);
                 self.entry_wanted = true;
