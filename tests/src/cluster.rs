@@ -1,20 +1,20 @@
-//! A whole tree of real processes on this machine: agents, edges, perhaps a mid tier, and a root.
+//! A whole tree of real processes on this machine: any number of agents, edges, nodes between, roots and lanes.
 //!
 //! ```no_run
 //! # async fn f() -> anyhow::Result<()> {
 //! use tributary_tests::cluster::{Cluster, ClusterOptions, Role};
 //!
 //! let mut cluster = Cluster::start(ClusterOptions::default()).await?;
-//! cluster.kill9(Role::Root)?;
-//! cluster.start_node(Role::Root)?;
-//! cluster.wait_until_ready(Role::Root).await?;
+//! cluster.kill9(Role::Root(0))?;
+//! cluster.start_node(Role::Root(0))?;
+//! cluster.wait_until_ready(Role::Root(0)).await?;
 //! # Ok(()) }
 //! ```
 //!
 //! All that the processes have on local disk is in one temporary folder:
 //!
 //! ```text
-//! topology.toml  agent-0.toml  edge-0.toml  root.toml ...   the configuration
+//! topology.toml  agent-0.toml  edge-0.toml  root-0.toml ...   the configuration
 //! logs/0/                                                   what agent 0 tails
 //! state/agent-0/  state/edge-0/ ...                         data_dir of each
 //! out/agent-0.1.log  out/agent-0.2.log ...                  what each run of each printed
@@ -22,6 +22,9 @@
 //! ```
 //!
 //! The folder is removed when the value is dropped, unless a scenario failed (see [`Cluster::explain`]).
+
+mod config;
+mod lanes;
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write as _;
@@ -35,11 +38,11 @@ use anyhow::{Context, Error, Result, bail, ensure};
 use reqwest::Client;
 use rustix::process::Signal;
 use tempfile::TempDir;
+use tributary_common::ids::{AgentId, LaneCount};
 
 use crate::process::{AtParentDeath, Process, log_tail};
 use crate::programs::Programs;
 use crate::readers::Tree;
-use crate::synthetic::{TIME_AFTER, TIME_FORMAT};
 use crate::wait::until;
 use crate::webhdfs::WebHdfs;
 
@@ -53,10 +56,10 @@ pub enum Role {
     Agent(usize),
     /// One of the aggregators that agents send to.
     Edge(usize),
-    /// The aggregator between the edges and the root.
-    Mid,
-    /// The aggregator that writes to the sink.
-    Root,
+    /// One of the aggregators between the edges and the roots.
+    Mid(usize),
+    /// One of the aggregators that write to the sink.
+    Root(usize),
 }
 
 impl fmt::Display for Role {
@@ -64,13 +67,13 @@ impl fmt::Display for Role {
         match self {
             Self::Agent(number) => write!(f, "agent-{number}"),
             Self::Edge(number) => write!(f, "edge-{number}"),
-            Self::Mid => f.write_str("mid"),
-            Self::Root => f.write_str("root"),
+            Self::Mid(number) => write!(f, "mid-{number}"),
+            Self::Root(number) => write!(f, "root-{number}"),
         }
     }
 }
 
-/// Where the root writes.
+/// Where the roots write.
 #[derive(Clone, Debug, Default)]
 pub enum Sink {
     /// A folder of the cluster's own.
@@ -94,8 +97,12 @@ pub struct ClusterOptions {
     pub agents: usize,
     /// How many edges; default 1.
     pub edges: usize,
-    /// Whether there is a tier between the edges and the root; default no.
-    pub mid: bool,
+    /// How many nodes the tier between the edges and the roots has; default 0: there is none.
+    pub mids: usize,
+    /// How many roots; default 1.
+    pub roots: usize,
+    /// How many lanes; default 1.
+    pub lanes: u16,
     /// Default: a folder of the cluster's own.
     pub sink: Sink,
     /// The one category; default `nginx-access`.
@@ -121,7 +128,9 @@ impl Default for ClusterOptions {
         Self {
             agents: 1,
             edges: 1,
-            mid: false,
+            mids: 0,
+            roots: 1,
+            lanes: 1,
             sink: Sink::Local,
             category: "nginx-access".into(),
             bucket: "1m".into(),
@@ -135,22 +144,6 @@ impl Default for ClusterOptions {
     }
 }
 
-const SHORT_TIMEOUTS: &str = r#"
-[root]
-commit_interval = "200ms"
-ledger_interval = "1s"
-idle_timeout = "10s"
-close_delay = "2s"
-SETTLE
-[forward]
-backoff = { initial = "50ms", max = "1s" }
-"#;
-
-const SHORT_AGENT_TIMEOUTS: &str = r#"
-refresh_interval = "500ms"
-backoff = { initial = "50ms", max = "1s" }
-"#;
-
 #[derive(Debug)]
 struct Node {
     port: u16,
@@ -158,6 +151,8 @@ struct Node {
     /// How many times it was started.
     starts: u32,
     process: Option<Process>,
+    /// Whether it was sent SIGSTOP last.
+    asleep: bool,
 }
 
 #[derive(Debug)]
@@ -182,6 +177,8 @@ pub struct Cluster {
     options: ClusterOptions,
     programs: Programs,
     http: Client,
+    lanes: LaneCount,
+    agent_ids: Vec<AgentId>,
     folder: Folder,
 }
 
@@ -215,112 +212,28 @@ impl Cluster {
     /// # Errors
     /// The programs can't be built, or the files can't be written.
     pub fn prepare(options: ClusterOptions) -> Result<Self> {
-        ensure!(options.edges > 0, "agents need an edge to send to");
+        ensure!(options.edges > 0 && options.roots > 0, "a tree has edges, to which agents send, and roots");
         let programs = Programs::find()?;
         let folder = match &options.folder {
             Some(folder) => Folder::Given(folder.canonicalize().with_context(|| format!("{}", folder.display()))?),
             None => Folder::Temporary(tempfile::Builder::new().prefix("tributary-cluster-").tempdir()?),
         };
-        let mut roles = vec![Role::Root];
-        roles.extend(options.mid.then_some(Role::Mid));
+        let mut roles: Vec<Role> = (0..options.roots).map(Role::Root).collect();
+        roles.extend((0..options.mids).map(Role::Mid));
         roles.extend((0..options.edges).map(Role::Edge));
         roles.extend((0..options.agents).map(Role::Agent));
         let mut nodes = BTreeMap::new();
         for role in roles {
             let config = folder.path().join(format!("{role}.toml"));
-            nodes.insert(role, Node { port: free_port()?, config, starts: 0, process: None });
+            nodes.insert(role, Node { port: free_port()?, config, starts: 0, process: None, asleep: false });
         }
         // No pooled connections: a killed process would leave dead ones in it.
         let http = Client::builder().no_proxy().pool_max_idle_per_host(0).timeout(Duration::from_secs(10)).build()?;
-        let cluster = Self { nodes, options, programs, http, folder };
+        let lanes = LaneCount::try_from(options.lanes).map_err(Error::msg)?;
+        let agent_ids = (0..options.agents).map(|number| lanes::agent_id(number, lanes)).collect::<Result<_>>()?;
+        let cluster = Self { nodes, options, programs, http, lanes, agent_ids, folder };
         cluster.write_config().context("writing the configuration")?;
         Ok(cluster)
-    }
-
-    fn write_config(&self) -> Result<()> {
-        let folder = self.folder();
-        for name in ["logs", "state", "out", "sink"] {
-            fs::create_dir(folder.join(name))?;
-        }
-        fs::write(folder.join("topology.toml"), self.topology())?;
-        for (role, node) in &self.nodes {
-            let text = match role {
-                Role::Agent(number) => {
-                    fs::create_dir(self.log_dir(*number))?;
-                    self.agent_config(*number, node.port)
-                }
-                _ => self.aggregator_config(*role, node.port),
-            };
-            fs::write(&node.config, text)?;
-        }
-        Ok(())
-    }
-
-    fn topology(&self) -> String {
-        let ClusterOptions { category, bucket, codec, .. } = &self.options;
-        let tables = self.options.tables.clone().unwrap_or_else(|| {
-            // On HDFS the default is a minute, which each restart would have to be waited for.
-            let settle = if matches!(self.options.sink, Sink::Local) { "" } else { "settle = \"1s\"" };
-            SHORT_TIMEOUTS.replace("SETTLE", settle)
-        });
-        let sink = self.sink_uri();
-        let mut text = format!(
-            "[cluster]\nname = \"test\"\n[sink]\nuri = \"{sink}\"\n{tables}\n\
-             [category.{category}]\nbucket = \"{bucket}\"\ncodec = \"{codec}\"\n"
-        );
-        let above_edges = if self.options.mid { "mid" } else { "root" };
-        let mut tier = |name: &str, parent: Option<&str>, roles: Vec<Role>| {
-            // Writing to a String can't fail.
-            let _ = writeln!(text, "[[tier]]\nname = \"{name}\"");
-            if let Some(parent) = parent {
-                let _ = writeln!(text, "parent = \"{parent}\"");
-            }
-            for role in roles {
-                let port = self.nodes[&role].port;
-                let _ = writeln!(text, "[[tier.node]]\nname = \"{role}\"\naddress = \"127.0.0.1:{port}\"");
-            }
-        };
-        tier("edge", Some(above_edges), (0..self.options.edges).map(Role::Edge).collect());
-        if self.options.mid {
-            tier("mid", Some("root"), vec![Role::Mid]);
-        }
-        tier("root", None, vec![Role::Root]);
-        text
-    }
-
-    fn aggregator_config(&self, role: Role, port: u16) -> String {
-        let state = self.state_dir(role);
-        format!(
-            "name = \"{role}\"\ntopology = \"topology.toml\"\nlisten = \"127.0.0.1:{port}\"\ndata_dir = \"{}\"\n\
-             [log]\nformat = \"text\"\n",
-            state.display()
-        )
-    }
-
-    fn agent_config(&self, number: usize, port: u16) -> String {
-        let ClusterOptions { category, include, exclude, agent_lines, tables, .. } = &self.options;
-        // Each agent begins with another edge.
-        let endpoints: Vec<String> = (0..self.options.edges)
-            .map(|n| self.nodes[&Role::Edge((n + number) % self.options.edges)].port)
-            .map(|port| format!("\"http://127.0.0.1:{port}\""))
-            .collect();
-        let (endpoints, logs) = (endpoints.join(", "), self.log_dir(number));
-        let (logs, state) = (logs.display(), self.state_dir(Role::Agent(number)));
-        let short = tables.is_none();
-        let top = if short { SHORT_AGENT_TIMEOUTS } else { "" };
-        let (batch, source) = if short {
-            ("[batch]\ntimeout = \"200ms\"\n", "rotate_wait = \"1s\"\npartial_line_timeout = \"2s\"\n")
-        } else {
-            ("", "")
-        };
-        format!(
-            "endpoints = [{endpoints}]\nagent_id = \"web-{number}\"\nhost = \"web-{number}\"\ndata_dir = \"{}\"\n\
-             {top}{agent_lines}\n\
-             [http]\nlisten = \"127.0.0.1:{port}\"\n[log]\nformat = \"text\"\n{batch}\
-             [[source]]\ncategory = \"{category}\"\ninclude = [\"{logs}/{include}\"]\nexclude = [\"{logs}/{exclude}\"]\n{source}\
-             [source.timestamp]\nformat = \"{TIME_FORMAT}\"\nafter = \"{TIME_AFTER}\"\n",
-            state.display()
-        )
     }
 
     /// The folder with everything in it.
@@ -418,6 +331,7 @@ impl Cluster {
         let node = self.node(role)?;
         ensure!(node.process.is_none(), "{role} runs already");
         node.starts += 1;
+        node.asleep = false;
         let log = out.join(format!("{role}.{}.log", node.starts));
         let process = Process::spawn(program, AtParentDeath::Kill, log, |command| {
             command.args(["run", "--config"]).arg(&node.config).args(more);
@@ -458,7 +372,15 @@ impl Cluster {
     /// It doesn't run.
     pub fn signal(&mut self, role: Role, signal: Signal) -> Result<()> {
         let node = self.node(role)?;
-        node.process.as_ref().with_context(|| format!("{role} doesn't run"))?.signal(signal)
+        node.process.as_ref().with_context(|| format!("{role} doesn't run"))?.signal(signal)?;
+        if matches!(signal, Signal::STOP | Signal::CONT) {
+            node.asleep = signal == Signal::STOP;
+        }
+        Ok(())
+    }
+
+    fn is_asleep(&self, role: Role) -> bool {
+        self.nodes.get(&role).is_some_and(|node| node.asleep)
     }
 
     /// SIGTERM; returns when it has ended.

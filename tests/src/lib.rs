@@ -17,7 +17,7 @@
 //! | a log of any speed, rotated by rename, with a copy of every line | [`writer::Writer`] |
 //! | lines like those of an access log, from a number | [`synthetic::AccessLog`] |
 //! | agents, edges and a root as real processes, to kill, stop, wipe | [`cluster::Cluster`] |
-//! | a verdict on a whole run | [`judge::Scenario`] |
+//! | a verdict on a whole run | [`judge::Scenario`], [`scenario::scenario`] |
 //! | what users' jobs find in a published tree | [`readers::read_lines`] |
 //! | lines written against lines found | [`lines::Lines::difference`] |
 //! | a child process that can't outlive the test run | [`process::Process`] |
@@ -36,6 +36,7 @@ pub mod process;
 pub mod programs;
 pub mod published;
 pub mod readers;
+pub mod scenario;
 pub mod synthetic;
 pub mod usage;
 pub mod wait;

@@ -5,66 +5,22 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use tributary_tests::cluster::{Cluster, ClusterOptions, Role};
-use tributary_tests::judge::Scenario;
 use tributary_tests::logrotate::{Compress, Logrotate, LogrotateOptions, Method};
 use tributary_tests::published::Published;
-use tributary_tests::readers::Reader;
+use tributary_tests::scenario::{copy, log, restart, rotating_writer, scenario, stop};
 use tributary_tests::synthetic::AccessLog;
 use tributary_tests::wait::until;
 use tributary_tests::writer::{Writer, WriterOptions};
 
 const LIMIT: Duration = Duration::from_secs(120);
-const ONE_AGENT: [Role; 3] = [Role::Agent(0), Role::Edge(0), Role::Root];
-
-/// Runs a scenario on a tree of its own, and shows all logs if it fails. `act` gives the files with all lines that were written.
-async fn scenario(
-    name: &str,
-    options: ClusterOptions,
-    act: impl AsyncFnOnce(&mut Cluster) -> Result<Vec<PathBuf>>,
-) -> Result<()> {
-    let scenario = Scenario::new(name, &[Reader::Zcat]);
-    let mut cluster = Cluster::start(options).await?;
-    let outcome = async {
-        let written = act(&mut cluster).await?;
-        scenario.end(&mut cluster, written).await
-    };
-    let outcome = outcome.await;
-    let report = cluster.explain(outcome)?;
-    println!("{report}");
-    Ok(())
-}
-
-/// A writer of the log of agent `number`, rotated by rename about twice a second.
-fn rotating_writer(cluster: &Cluster, number: usize) -> Result<Writer> {
-    Writer::start(WriterOptions {
-        per_second: 3000,
-        rotate_every: Some(1700),
-        first_serial: number as u64 * 1_000_000_000,
-        ..WriterOptions::new(log(cluster, number), copy(cluster, number))
-    })
-}
-
-fn log(cluster: &Cluster, number: usize) -> PathBuf {
-    cluster.log_dir(number).join("access.log")
-}
-
-fn copy(cluster: &Cluster, number: usize) -> PathBuf {
-    cluster.folder().join(format!("written-{number}"))
-}
-
-/// Ends the writer; its copy is what was written.
-fn stop(writer: Writer) -> Result<Vec<PathBuf>> {
-    let copy = writer.copy().to_owned();
-    writer.stop()?;
-    Ok(vec![copy])
-}
+const ONE_AGENT: [Role; 3] = [Role::Agent(0), Role::Edge(0), Role::Root(0)];
 
 /// Writes lines of the given time to a file at once.
 fn write_lines(path: &Path, serials: std::ops::Range<u64>, second: impl Fn(u64) -> i64) -> Result<()> {
@@ -78,15 +34,20 @@ fn now() -> i64 {
     jiff::Timestamp::now().as_second()
 }
 
-/// Starts a process and waits until it is ready.
-async fn restart(cluster: &mut Cluster, role: Role) -> Result<()> {
-    cluster.start_node(role)?;
-    cluster.wait_until_ready(role).await
-}
-
 #[test]
 fn the_programs_find_nothing_wrong_with_the_configuration() -> Result<()> {
-    let cluster = Cluster::prepare(ClusterOptions { agents: 2, edges: 2, mid: true, ..ClusterOptions::default() })?;
+    let cluster = Cluster::prepare(ClusterOptions {
+        agents: 2,
+        edges: 2,
+        mids: 1,
+        roots: 2,
+        lanes: 2,
+        ..ClusterOptions::default()
+    })?;
+    ensure!(
+        cluster.preferred_root(0)? != cluster.preferred_root(1)?,
+        "what the tests do to one lane, the other is spared"
+    );
     let check = |program: &Path, arguments: &[&str], file: &Path| -> Result<()> {
         let output = Command::new(program).args(arguments).arg(file).output()?;
         ensure!(output.status.success(), "{}: {}", file.display(), String::from_utf8_lossy(&output.stderr));
@@ -94,7 +55,7 @@ fn the_programs_find_nothing_wrong_with_the_configuration() -> Result<()> {
     };
     let programs = cluster.programs();
     check(&programs.aggregator, &["topology", "check"], &cluster.folder().join("topology.toml"))?;
-    assert_eq!(cluster.roles().len(), 6);
+    assert_eq!(cluster.roles().len(), 7);
     for role in cluster.roles() {
         let program = if matches!(role, Role::Agent(_)) { &programs.agent } else { &programs.aggregator };
         check(program, &["check", "--config"], cluster.config(role))?;
@@ -160,7 +121,7 @@ async fn all_are_killed_at_the_same_time_and_started_in_the_wrong_order() -> Res
         let writer = rotating_writer(cluster, 0)?;
         for _ in 0..3 {
             writer.wait_for_more(4000).await?;
-            for role in [Role::Root, Role::Edge(0), Role::Agent(0)] {
+            for role in [Role::Root(0), Role::Edge(0), Role::Agent(0)] {
                 cluster.kill9(role)?;
             }
             for role in ONE_AGENT {
@@ -202,10 +163,10 @@ async fn all_local_state_is_deleted_between_stop_and_start() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_agents_two_edges_and_a_mid_tier_with_a_kill_of_each() -> Result<()> {
-    let options = ClusterOptions { agents: 2, edges: 2, mid: true, ..ClusterOptions::default() };
+    let options = ClusterOptions { agents: 2, edges: 2, mids: 1, ..ClusterOptions::default() };
     scenario("three tiers", options, async |cluster| {
         let writers = [rotating_writer(cluster, 0)?, rotating_writer(cluster, 1)?];
-        for role in [Role::Edge(0), Role::Mid, Role::Edge(1), Role::Root, Role::Agent(1), Role::Mid] {
+        for role in [Role::Edge(0), Role::Mid(0), Role::Edge(1), Role::Root(0), Role::Agent(1), Role::Mid(0)] {
             writers[0].wait_for_more(3000).await?;
             cluster.kill9(role)?;
             writers[0].wait_for_more(3000).await?;
@@ -224,7 +185,7 @@ async fn two_agents_two_edges_and_a_mid_tier_with_a_kill_of_each() -> Result<()>
 async fn the_spool_holds_what_comes_while_the_root_is_down_and_the_files_what_comes_while_the_edge_is() -> Result<()> {
     scenario("aggregators down for a while", ClusterOptions::default(), async |cluster| {
         let writer = rotating_writer(cluster, 0)?;
-        for role in [Role::Root, Role::Edge(0)] {
+        for role in [Role::Root(0), Role::Edge(0)] {
             writer.wait_for_more(3000).await?;
             cluster.stop(role).await?;
             writer.wait_for_more(30_000).await?;

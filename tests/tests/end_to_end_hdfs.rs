@@ -16,7 +16,7 @@ use tributary_tests::readers::Reader;
 use tributary_tests::wait::until;
 
 const LIMIT: Duration = Duration::from_secs(180);
-const ROLES: [Role; 3] = [Role::Agent(0), Role::Edge(0), Role::Root];
+const ROLES: [Role; 3] = [Role::Agent(0), Role::Edge(0), Role::Root(0)];
 
 /// nginx with load on it and logrotate at hand.
 struct Web {

@@ -123,7 +123,7 @@ fn baseline(log: &Path) -> Result<Baseline> {
 
 /// Ships the log; returns the time from the agent's start until all is committed, and what each process used.
 async fn ship(cluster: &mut Cluster, length: u64) -> Result<(Duration, Vec<(Role, Usage)>)> {
-    for role in [Role::Root, Role::Edge(0)] {
+    for role in [Role::Root(0), Role::Edge(0)] {
         cluster.start_node(role)?;
         cluster.wait_until_ready(role).await?;
     }
@@ -147,7 +147,7 @@ fn table(length: u64, lines: u64, baseline: &Baseline, elapsed: Duration, usages
         let found = usages.iter().find(|(role, _)| *role == wanted);
         found.map(|(_, usage)| *usage).with_context(|| format!("{wanted} was not measured"))
     };
-    let (agent, edge, root) = (of(Role::Agent(0))?, of(Role::Edge(0))?, of(Role::Root)?);
+    let (agent, edge, root) = (of(Role::Agent(0))?, of(Role::Edge(0))?, of(Role::Root(0))?);
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     let seconds = |usage: Usage| usage.cpu.as_secs_f64();
     let (total, base) = (mib(length), baseline.cpu.as_secs_f64());

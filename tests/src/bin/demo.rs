@@ -116,7 +116,11 @@ async fn run(cluster: &mut Cluster, kill: bool) -> Result<()> {
 /// When which process is killed: each once, evenly over the time.
 fn kills(begun: i64, end: i64) -> Vec<(i64, Role)> {
     let step = (end - begun) / 4;
-    [Role::Edge(0), Role::Root, Role::Agent(0)].into_iter().zip(1..).map(|(role, n)| (begun + n * step, role)).collect()
+    [Role::Edge(0), Role::Root(0), Role::Agent(0)]
+        .into_iter()
+        .zip(1..)
+        .map(|(role, n)| (begun + n * step, role))
+        .collect()
 }
 
 async fn end(cluster: &mut Cluster, copy: &Path) -> Result<()> {
@@ -194,7 +198,7 @@ impl Progress {
             let now = cluster.metric(role, name).await.ok();
             counters.total(name, now)
         };
-        let (agent, root) = (Role::Agent(0), Role::Root);
+        let (agent, root) = (Role::Agent(0), Role::Root(0));
         let read = counted(agent, "tributary_agent_lines_total").await;
         let shipped_bytes = counted(agent, "tributary_agent_shipped_bytes_total").await;
         let committed_bytes = counted(agent, "tributary_agent_committed_bytes_total").await;
