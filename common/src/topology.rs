@@ -212,10 +212,23 @@ impl Topology {
         self.roots_of(lane).into_iter().next().expect("a checked topology has a node in each tier")
     }
 
-    /// All roots, in the order in which they should own a lane.
+    /// All roots, in the order in which they should own a lane: rendezvous hashing, but nobody comes first for more lanes than its
+    /// even share. There are few lanes, and by their hashes alone one of two roots would often have all.
     #[must_use]
     pub fn roots_of(&self, lane: LaneId) -> Vec<&Node> {
-        rendezvous(format!("lane {lane}").as_bytes(), &self.root_tier().nodes)
+        let roots = &self.root_tier().nodes;
+        let share = usize::from(self.lanes.get()).div_ceil(roots.len());
+        let mut first_for: BTreeMap<&NodeName, usize> = BTreeMap::new();
+        let mut order = Vec::new();
+        for number in 0..=lane.0 {
+            order = rendezvous(format!("lane {number}").as_bytes(), roots);
+            let has_room = |node: &&Node| first_for.get(&node.name).is_none_or(|lanes| *lanes < share);
+            // Somebody has room for each lane below the number of lanes; for any other the hashes decide.
+            let first = order.iter().position(has_room).unwrap_or(0);
+            order[..=first].rotate_right(1);
+            *first_for.entry(&order[0].name).or_default() += 1;
+        }
+        order
     }
 
     /// The category of that name.

@@ -309,6 +309,29 @@ fn only_the_lanes_of_a_lost_root_move() {
 }
 
 #[test]
+fn no_root_comes_first_for_more_lanes_than_its_share() {
+    for (lanes, roots) in [(2, 2), (3, 2), (4, 4), (7, 3), (16, 5), (2, 3)] {
+        let nodes: String = (0..roots)
+            .map(|n| format!("[[tier.node]]\nname = \"root-{n}\"\naddress = \"10.0.0.1:{}\"\n", 7700 + n))
+            .collect();
+        let text = format!(
+            "[cluster]\nname = \"t\"\nlanes = {lanes}\n[sink]\nuri = \"file:///x\"\n[category.a]\n[[tier]]\nname = \"root\"\n{nodes}"
+        );
+        let topology = parse(&text);
+        let mut first_for = BTreeMap::new();
+        for lane in topology.lanes().lanes() {
+            let mut order: Vec<_> = topology.roots_of(lane).into_iter().map(|node| node.name.clone()).collect();
+            *first_for.entry(order[0].clone()).or_insert(0_usize) += 1;
+            order.sort();
+            order.dedup();
+            assert_eq!(order.len(), roots, "each root comes once for lane {lane}");
+        }
+        let share = usize::from(topology.lanes().get()).div_ceil(roots);
+        assert!(first_for.values().all(|&count| count <= share), "{lanes} lanes: {first_for:?}");
+    }
+}
+
+#[test]
 fn lanes_have_an_agent_and_a_preferred_root() {
     let topology = parse(TREE);
     let lane = topology.lane_of(&"web-1".parse().expect("an id"));
