@@ -1,18 +1,19 @@
-//! Finds log files: scans are the truth, what the system tells of changes in directories only hastens them.
+//! Finds log files: scans are the truth, what the system tells of changes in directories ([`crate::watch`]) only hastens
+//! them.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::ffi::OsStr;
 use std::fs::Metadata;
 use std::io;
 use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use globset::{GlobBuilder, GlobMatcher};
-use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 
 use crate::config::Source;
 use crate::identity::FileKey;
-use crate::memory::is_named_after;
+use crate::memory::{is_named_after, stem};
 
 /// How deep below a pattern's fixed part `**` leads. A loop of links ends there at the latest.
 const MAX_DEPTH: usize = 64;
@@ -28,10 +29,30 @@ pub struct Found {
     pub source: usize,
     /// Its size in bytes.
     pub size: u64,
-    /// When it was last changed.
-    pub modified: Option<SystemTime>,
-    /// Whether no source has its name: it is one that was missed, renamed while nobody looked, or may be a copy of one.
-    pub moved: bool,
+    /// When it was last written to: seconds since 1970, and nanoseconds.
+    pub written: (i64, i64),
+    /// How it was found.
+    pub by: FoundBy,
+}
+
+impl Found {
+    /// How long it has not been written to; none where that is in the future.
+    #[must_use]
+    pub fn age(&self) -> Option<Duration> {
+        let written = Duration::new(self.written.0.try_into().ok()?, self.written.1.try_into().ok()?);
+        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + written).ok()
+    }
+}
+
+/// How a file was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FoundBy {
+    /// A source has its name.
+    Name,
+    /// A source had its name, and it was renamed since: a log that was rotated before it was opened.
+    FormerName,
+    /// It has the inode number of a file that was missed, or may be a copy of one: no source has its name.
+    Likeness,
 }
 
 /// A file that is looked for in the directory in which it was last, under whatever name.
@@ -45,6 +66,8 @@ pub struct Missed {
     pub source: usize,
     /// Whether files named after it are to be found, too, which may be copies of it, compressed or not.
     pub copies: bool,
+    /// Whether nothing was read of it yet: it was renamed between being found and being opened.
+    pub unread: bool,
 }
 
 /// What a scan brought.
@@ -56,27 +79,30 @@ pub struct Scan {
     pub directories: BTreeSet<PathBuf>,
     /// Directories that could not be read, and why. Not those that don't exist: they may come.
     pub unreadable: Vec<(PathBuf, String)>,
+    /// How long it took.
+    pub took: Duration,
 }
 
 /// Scans for the files of all sources, and for those that are missed.
 #[must_use]
 pub fn scan(sources: &[Source], missed: &[Missed]) -> Scan {
+    let begin = Instant::now();
     let mut scan = Scan::default();
-    let mut keys = HashMap::new();
+    let mut keys = HashSet::new();
     for (index, source) in sources.iter().enumerate() {
         for pattern in &source.include {
             let steps = Steps::of(pattern.as_str(), pattern.base());
             let mut visited = HashSet::new();
-            walk(&mut scan, pattern.base(), &steps, 0, &mut visited, &mut |scan, path, metadata| {
-                let owner = sources.iter().position(|source| source.matches(path));
-                if owner == Some(index) && keys.insert(key_of(metadata), ()).is_none() {
-                    scan.found.push(found(path, metadata, index, false));
+            let is_of_source = |path: &Path| sources.iter().position(|one| one.matches(path)) == Some(index);
+            walk(&mut scan, pattern.base(), &steps, 0, &mut visited, &is_of_source, &mut |scan, path, metadata| {
+                if keys.insert(key_of(metadata)) {
+                    scan.found.push(found(path, metadata, index, FoundBy::Name));
                 }
             });
         }
     }
-    let there: HashSet<u64> = keys.keys().map(|key: &FileKey| key.inode).collect();
-    let mut by_directory: HashMap<&Path, (HashMap<u64, &Missed>, Vec<&Missed>)> = HashMap::new();
+    let there: HashSet<u64> = keys.iter().map(|key: &FileKey| key.inode).collect();
+    let mut by_directory: HashMap<&Path, (HashMap<u64, &Missed>, NamedAfter<'_>)> = HashMap::new();
     for one in missed {
         let Some(directory) = one.path.parent() else { continue };
         let (inodes, copies) = by_directory.entry(directory).or_default();
@@ -84,39 +110,88 @@ pub fn scan(sources: &[Source], missed: &[Missed]) -> Scan {
             inodes.insert(one.inode, one);
         }
         if one.copies {
-            copies.push(one);
+            copies.insert(one);
         }
     }
+    by_directory.retain(|_, (inodes, copies)| !inodes.is_empty() || !copies.is_empty());
     for (directory, (inodes, copies)) in by_directory {
         let Ok(entries) = std::fs::read_dir(directory) else { continue };
         for entry in entries.flatten() {
+            let same = inodes.get(&entry.ino()).copied();
+            let Some(one) = same.or_else(|| copies.of(&entry.file_name())) else { continue };
             let path = entry.path();
-            let copy = || copies.iter().find(|one| is_named_after(&path, &one.path));
-            let Some(one) = inodes.get(&entry.ino()).or_else(copy) else { continue };
+            // An inode number may have been used again, by a file that has nothing to do with logs.
+            if one.unread && !is_named_after(&path, &one.path) {
+                continue;
+            }
+            let by = if one.unread { FoundBy::FormerName } else { FoundBy::Likeness };
             if let Ok(metadata) = std::fs::metadata(&path)
                 && metadata.is_file()
-                && keys.insert(key_of(&metadata), ()).is_none()
+                && keys.insert(key_of(&metadata))
             {
-                scan.found.push(found(&path, &metadata, one.source, true));
+                scan.found.push(found(&path, &metadata, one.source, by));
             }
         }
     }
     scan.found.sort_by(|a, b| a.path.cmp(&b.path));
+    scan.took = begin.elapsed();
     scan
+}
+
+/// Looks at one path: what it leads to, if that is a file that a source has.
+#[must_use]
+pub fn look_at(sources: &[Source], path: &Path) -> Option<Found> {
+    let source = sources.iter().position(|source| source.matches(path))?;
+    let metadata = std::fs::metadata(path).ok().filter(Metadata::is_file)?;
+    Some(found(path, &metadata, source, FoundBy::Name))
+}
+
+/// Looks at a file that was renamed to `path`, and whose name `first` a source has.
+#[must_use]
+pub fn look_at_renamed(sources: &[Source], first: &Path, path: &Path) -> Option<Found> {
+    let source = sources.iter().position(|source| source.matches(first))?;
+    let metadata = std::fs::metadata(path).ok().filter(Metadata::is_file)?;
+    Some(found(path, &metadata, source, FoundBy::FormerName))
+}
+
+/// The missed files of one directory by the beginnings of their names, so that the copies of many are found at once.
+#[derive(Debug, Default)]
+struct NamedAfter<'a> {
+    by_stem: HashMap<&'a [u8], &'a Missed>,
+    lengths: BTreeSet<usize>,
+}
+
+impl<'a> NamedAfter<'a> {
+    fn insert(&mut self, one: &'a Missed) {
+        let Some(name) = one.path.file_name() else { return };
+        let stem = stem(name);
+        self.lengths.insert(stem.len());
+        self.by_stem.insert(stem, one);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.by_stem.is_empty()
+    }
+
+    /// One after which a file of this name is named.
+    fn of(&self, name: &OsStr) -> Option<&'a Missed> {
+        let name = name.as_encoded_bytes();
+        self.lengths.iter().find_map(|len| self.by_stem.get(name.get(..*len)?).copied())
+    }
 }
 
 fn key_of(metadata: &Metadata) -> FileKey {
     FileKey { device: metadata.dev(), inode: metadata.ino() }
 }
 
-fn found(path: &Path, metadata: &Metadata, source: usize, moved: bool) -> Found {
+fn found(path: &Path, metadata: &Metadata, source: usize, by: FoundBy) -> Found {
     Found {
         path: path.to_owned(),
         key: key_of(metadata),
         source,
         size: metadata.len(),
-        modified: metadata.modified().ok(),
-        moved,
+        written: (metadata.mtime(), metadata.mtime_nsec()),
+        by,
     }
 }
 
@@ -155,6 +230,7 @@ fn walk(
     steps: &Steps,
     level: usize,
     visited: &mut HashSet<FileKey>,
+    is_of_source: &impl Fn(&Path) -> bool,
     file: &mut impl FnMut(&mut Scan, &Path, &Metadata),
 ) {
     let entries = match std::fs::metadata(directory).and_then(|metadata| {
@@ -171,6 +247,7 @@ fn walk(
     };
     scan.directories.insert(directory.to_owned());
     let mut below = Vec::new();
+    let go_below = steps.go_below(level);
     for entry in entries {
         let entry = match entry {
             Ok(entry) => entry,
@@ -183,83 +260,24 @@ fn walk(
             continue;
         }
         let path = entry.path();
+        let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        // So that many files of others cost no more than the reading of their names.
+        let is_file = !is_directory && is_of_source(&path);
+        let may_lead_on = go_below && (is_directory || entry.file_type().is_ok_and(|kind| kind.is_symlink()));
+        if !is_file && !may_lead_on {
+            continue;
+        }
         // A file that is gone by now is not worth a word.
         let Ok(metadata) = std::fs::metadata(&path) else { continue };
-        if metadata.is_file() {
+        if metadata.is_file() && is_file {
             file(scan, &path, &metadata);
-        } else if metadata.is_dir() && steps.go_below(level) {
+        } else if metadata.is_dir() && go_below {
             below.push(path);
         }
     }
     below.sort();
     for path in below {
-        walk(scan, &path, steps, level + 1, visited, file);
-    }
-}
-
-/// What the system tells about directories.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Hint {
-    /// Files may have come, gone or been renamed, or something was missed.
-    Scan,
-    /// Files may have grown.
-    Look,
-}
-
-/// Watches directories. Without it, all is found as well, only later.
-#[derive(Debug)]
-pub struct DirectoryWatcher {
-    watcher: Option<RecommendedWatcher>,
-    watched: BTreeSet<PathBuf>,
-    /// Directories that can't be watched, of which that was said.
-    refused: BTreeSet<PathBuf>,
-}
-
-impl DirectoryWatcher {
-    /// A watcher that gives its hints to `hint`.
-    pub fn new(hint: impl Fn(Hint) + Send + 'static) -> Self {
-        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| match event {
-            Ok(event) => match event.kind {
-                EventKind::Access(_) => {}
-                EventKind::Modify(notify::event::ModifyKind::Data(_)) => hint(Hint::Look),
-                _ => hint(Hint::Scan),
-            },
-            Err(_) => hint(Hint::Scan),
-        });
-        let watcher = watcher.inspect_err(|error| {
-            tracing::warn!(%error, "directories can't be watched: changes are found by scans alone, a little later");
-        });
-        Self { watcher: watcher.ok(), watched: BTreeSet::new(), refused: BTreeSet::new() }
-    }
-
-    /// Watches these directories and no others.
-    pub fn watch(&mut self, directories: &BTreeSet<PathBuf>) {
-        let Some(watcher) = &mut self.watcher else { return };
-        for gone in self.watched.difference(directories) {
-            // It fails where the directory is gone, and with it the watch.
-            let _ = watcher.unwatch(gone);
-        }
-        let before = std::mem::take(&mut self.watched);
-        self.refused.retain(|directory| directories.contains(directory));
-        for directory in directories {
-            if before.contains(directory) {
-                self.watched.insert(directory.clone());
-                continue;
-            }
-            match watcher.watch(directory, RecursiveMode::NonRecursive) {
-                Ok(()) => {
-                    self.watched.insert(directory.clone());
-                }
-                Err(error) => {
-                    if self.refused.insert(directory.clone()) {
-                        tracing::warn!(
-                            directory = %directory.display(), %error,
-                            "a directory can't be watched: changes in it are found by scans alone, a little later"
-                        );
-                    }
-                }
-            }
-        }
+        walk(scan, &path, steps, level + 1, visited, is_of_source, file);
     }
 }
 
@@ -338,22 +356,9 @@ mod tests {
         let inode = std::fs::metadata(tree.0.path().join("app.log")).expect("metadata").ino();
         std::fs::rename(tree.0.path().join("app.log"), tree.0.path().join("app-1.old")).expect("renamed");
         std::fs::write(tree.0.path().join("app.log"), "new").expect("written");
-        let missed = [Missed { inode, path: tree.0.path().join("app.log"), source: 0, copies: false }];
+        let missed = [Missed { inode, path: tree.0.path().join("app.log"), source: 0, copies: false, unread: false }];
         let all = scan(&tree.sources(&[(&["app.log"], &[])]), &missed);
         assert_eq!(tree.names(&all), ["0:app-1.old", "0:app.log"]);
-        assert_eq!(all.found.iter().map(|found| found.moved).collect::<Vec<_>>(), [true, false]);
-    }
-
-    #[test]
-    fn a_new_file_in_a_watched_directory_is_hinted_at() {
-        let tree = Tree::new(&["a.log"]);
-        let (sender, hints) = std::sync::mpsc::channel();
-        let mut watcher = DirectoryWatcher::new(move |hint| {
-            let _ = sender.send(hint);
-        });
-        watcher.watch(&BTreeSet::from([tree.0.path().to_owned()]));
-        std::fs::write(tree.0.path().join("b.log"), "b").expect("written");
-        let waited = std::time::Duration::from_secs(30);
-        while hints.recv_timeout(waited).expect("a hint") != Hint::Scan {}
+        assert_eq!(all.found.iter().map(|found| found.by).collect::<Vec<_>>(), [FoundBy::Likeness, FoundBy::Name]);
     }
 }

@@ -3,7 +3,7 @@
 //! | Part | What it does |
 //! |---|---|
 //! | [`config`] | what is shipped, how, and to whom |
-//! | [`discover`] | finds files |
+//! | [`discover`], [`watch`] | find files, and hear of changes |
 //! | [`identity`] | what makes a file the same file |
 //! | [`copies`] | what makes another file hold the same |
 //! | [`tail`] | decides when a file is read |
@@ -33,4 +33,5 @@ pub mod status;
 pub mod stream;
 pub mod tail;
 pub mod timestamp;
+pub mod watch;
 pub mod worker;

@@ -2,6 +2,7 @@
 //! Pure.
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
 use std::path::Path;
 
 use tributary_common::ids::{AgentId, CategoryName, StreamId};
@@ -141,12 +142,15 @@ impl Memory {
 /// first dot.
 #[must_use]
 pub fn is_named_after(path: &Path, original: &Path) -> bool {
-    let stem = |path: &Path| {
-        let name = path.file_name()?.as_encoded_bytes();
-        Some(name[..name.iter().skip(1).position(|byte| *byte == b'.').map_or(name.len(), |at| at + 1)].to_owned())
-    };
-    let begins = |stem: Vec<u8>| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(&stem));
-    path.parent() == original.parent() && stem(original).is_some_and(begins)
+    let (Some(name), Some(original_name)) = (path.file_name(), original.file_name()) else { return false };
+    path.parent() == original.parent() && name.as_encoded_bytes().starts_with(stem(original_name))
+}
+
+/// With what the names of a file's copies begin: its own up to the first dot, but for one at its beginning.
+#[must_use]
+pub fn stem(name: &OsStr) -> &[u8] {
+    let name = name.as_encoded_bytes();
+    &name[..name.iter().skip(1).position(|byte| *byte == b'.').map_or(name.len(), |at| at + 1)]
 }
 
 #[cfg(test)]

@@ -71,6 +71,18 @@ pub struct AgentMetrics {
     pub stopped: Gauge,
     /// Times that upstream wanted what it had committed before.
     pub alarms: Counter,
+    /// 1 while deleted files hold more than half of what is allowed.
+    pub held_much: Gauge,
+    /// Files that wait until others are closed.
+    pub waiting_files: Gauge,
+    /// Files that can't be opened.
+    pub unreadable_files: Gauge,
+    /// Directories that the system refuses to watch.
+    pub unwatched_directories: Gauge,
+    /// Times that the system could not tell of all changes.
+    pub watch_overflows: Counter,
+    /// How long the last scan took, in milliseconds.
+    pub scan_ms: Gauge,
     requests: Counter,
     request_errors: Family<Kind, Counter>,
 }
@@ -88,6 +100,7 @@ impl AgentMetrics {
             ("implausible_times", "Lines whose time was not believed", &self.implausible_times),
             ("checkpoint_errors", "Troubles with the checkpoints", &self.checkpoint_errors),
             ("alarms", "Times that upstream wanted what it had committed before", &self.alarms),
+            ("watch_overflows", "Times that the system could not tell of all changes", &self.watch_overflows),
             ("requests", "Requests sent", &self.requests),
         ];
         for (name, help, counter) in counters {
@@ -111,13 +124,19 @@ impl AgentMetrics {
         for (name, help, gauge) in byte_gauges {
             registry.register_with_unit(name, help, Unit::Bytes, gauge.clone());
         }
-        registry.register("open_files", "Files held open", self.open_files.clone());
-        registry.register(
-            "checkpoints_failing",
-            "1 while checkpoints can't be written",
-            self.checkpoints_failing.clone(),
-        );
-        registry.register("stopped_streams", "Streams that upstream refuses for good", self.stopped.clone());
+        let gauges = [
+            ("open_files", "Files held open", &self.open_files),
+            ("waiting_files", "Files that wait until others are closed", &self.waiting_files),
+            ("unreadable_files", "Files that can't be opened", &self.unreadable_files),
+            ("unwatched_directories", "Directories that the system refuses to watch", &self.unwatched_directories),
+            ("held_above_half", "1 while deleted files hold more than half of max_held_bytes", &self.held_much),
+            ("last_scan_ms", "How long the last scan took", &self.scan_ms),
+            ("checkpoints_failing", "1 while checkpoints can't be written", &self.checkpoints_failing),
+            ("stopped_streams", "Streams that upstream refuses for good", &self.stopped),
+        ];
+        for (name, help, gauge) in gauges {
+            registry.register(name, help, gauge.clone());
+        }
         registry.register("request_errors", "Requests without an answer", self.request_errors.clone());
     }
 

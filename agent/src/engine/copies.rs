@@ -10,7 +10,7 @@ use tributary_common::position::{Position, TailHash};
 use super::{Engine, MIN_SCAN_INTERVAL, Tail, now_ms};
 use crate::checkpoint::Checkpoint;
 use crate::copies::{Compressor, Likeness, Original, Unpacked};
-use crate::discover::Found;
+use crate::discover::{Found, FoundBy};
 use crate::identity::{FileFacts, FileKey, stream_id};
 use crate::worker::{Job, TailId};
 
@@ -248,12 +248,12 @@ impl Engine {
         self.by_key.remove(&tail.key);
         self.metrics.open_files.set(self.tails.len() as i64);
         self.scan_wanted = true;
-        self.next_scan = self.next_scan.min(now + super::LOOK_INTERVAL);
+        self.next_scan = self.next_scan.min(self.next_hinted_scan.max(now + super::LOOK_INTERVAL));
     }
 
     pub(super) fn scan_soon(&mut self, now: Instant) {
         self.scan_wanted = true;
-        self.next_scan = self.next_scan.min(now + MIN_SCAN_INTERVAL);
+        self.next_scan = self.next_scan.min(self.next_hinted_scan.max(now + MIN_SCAN_INTERVAL));
     }
 
     /// Whether a file that is so far the beginning of a known one has rested long enough to be judged.
@@ -284,11 +284,12 @@ impl Engine {
         match compressor {
             Some(compressor) if !originals.is_empty() => {
                 let directory = self.config.data_dir.clone();
+                self.being_opened.insert(found.key);
                 self.unpacking.insert(id, found);
                 self.workers.submit(id, Job::Unpack { file, compressor, originals, directory });
             }
             _ => {
-                if !found.moved {
+                if found.by != FoundBy::Likeness {
                     tracing::info!(path = %found.path.display(), by, "a file is compressed, and so not a log to ship: exclude it to hear no more of it");
                 }
                 self.resting.insert(found.key, found.size);
@@ -299,6 +300,7 @@ impl Engine {
 
     pub(super) fn unpacked(&mut self, id: TailId, unpacked: std::io::Result<Option<Unpacked>>, now: Instant) {
         let Some(found) = self.unpacking.remove(&id) else { return };
+        self.being_opened.remove(&found.key);
         let path = found.path.display();
         let Unpacked { stream, file } = match unpacked {
             Ok(Some(unpacked)) => unpacked,

@@ -1,8 +1,6 @@
-//! Files: found, opened, named, looked at, closed.
+//! Open files: named, looked at, closed.
 
-use std::collections::HashSet;
 use std::fs::File;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,16 +9,16 @@ use tributary_common::http::backoff::Backoff;
 use tributary_common::ids::StreamId;
 use tributary_common::position::{Position, TailHash};
 
-use super::{
-    Directories, Engine, Event, FORGET_INTERVAL, FirstLine, LOOK_INTERVAL, Named, STREAM_BACKOFF, Tail, now_ms,
-};
+use super::{Engine, FirstLine, LOOK_INTERVAL, MIN_LOOK_INTERVAL, Named, STREAM_BACKOFF, Tail, now_ms};
 use crate::checkpoint::Checkpoint;
-use crate::config::ReadFrom;
-use crate::discover::{Found, Missed, Scan, scan};
-use crate::identity::{FileFacts, FileKey, Head, Origin, stream_id};
+use crate::discover::{Found, FoundBy};
+use crate::identity::{FileFacts, Head, Origin, stream_id};
 use crate::stream::Stream;
 use crate::tail::Pace;
-use crate::worker::{Carry, Job, Opened, TailId};
+use crate::worker::{Carry, TailId};
+
+/// A file that has not grown for so long is looked at when something hints at a change, and with every scan.
+const QUIET_AFTER: Duration = Duration::from_secs(10);
 
 /// How far a file is that is to be shipped once.
 pub(super) enum OnceState {
@@ -30,147 +28,6 @@ pub(super) enum OnceState {
 }
 
 impl Engine {
-    pub(super) fn start_scan(&mut self, now: Instant) {
-        self.scanning = true;
-        self.scan_wanted = false;
-        let missed = self.missed(now);
-        let (config, sender) = (Arc::clone(&self.config), self.sender.clone());
-        tokio::task::spawn_blocking(move || {
-            // The engine may have ended meanwhile.
-            let _ = sender.send(Event::Scanned(scan(&config.sources, &missed)));
-        });
-    }
-
-    /// Closed files that are looked for by their inode numbers, since they may have been renamed, and have grown.
-    fn missed(&mut self, now: Instant) -> Vec<Missed> {
-        self.orphans.retain(|_, until| now < *until);
-        let missed = |one: &Checkpoint| {
-            let source = self.config.sources.iter().position(|source| source.category == one.category)?;
-            // What was rotated while nobody looked may have been compressed since.
-            let copies = !one.finished && (!self.scanned || self.orphans.contains_key(&one.stream));
-            Some(Missed { inode: one.inode, path: one.path.clone(), source, copies })
-        };
-        self.memory.iter().filter(|one| !self.by_stream.contains_key(&one.stream)).filter_map(missed).collect()
-    }
-
-    pub(super) fn scan_done(&mut self, scan: Scan, now: Instant) {
-        self.scanning = false;
-        let first = !std::mem::replace(&mut self.scanned, true);
-        self.next_scan = now + self.config.refresh_interval;
-        for (directory, error) in &scan.unreadable {
-            tracing::warn!(directory = %directory.display(), %error, "a directory can't be read: files in it are not shipped");
-        }
-        let directories: Directories = scan.directories;
-        self.watcher.watch(&directories);
-        let unreadable = |path: &Path| scan.unreadable.iter().any(|(directory, _)| path.starts_with(directory));
-        // Files whose name another one has now, or none.
-        for tail in self.tails.values_mut() {
-            let found = scan.found.iter().find(|found| found.key == tail.key);
-            match found {
-                Some(found) if found.path == tail.path => {}
-                Some(found) => {
-                    tail.path.clone_from(&found.path);
-                    tail.pace.rotated(now);
-                }
-                None if unreadable(&tail.path) => {}
-                None => tail.pace.rotated(now),
-            }
-        }
-        if scan.unreadable.is_empty() {
-            self.forget_gone(&scan.found, now);
-        }
-        self.there = scan.found.iter().map(|found| (found.key.inode, found.key)).collect();
-        self.free_copies();
-        let mut opening: HashSet<FileKey> =
-            self.opening.values().chain(self.unpacking.values()).map(|found| found.key).collect();
-        for found in scan.found {
-            let rests =
-                self.resting.get(&found.key) == Some(&found.size) && !self.has_rested(found.key, found.source, now);
-            let known = self.by_key.contains_key(&found.key) || rests || opening.contains(&found.key);
-            if known || self.is_too_old(&found) {
-                continue;
-            }
-            if self.tails.len() + self.opening.len() >= self.config.limits.max_open_files as usize && !self.make_room()
-            {
-                tracing::warn!(
-                    path = %found.path.display(), max_open_files = self.config.limits.max_open_files,
-                    "too many files are open: this one waits until another is committed to its end"
-                );
-                continue;
-            }
-            opening.insert(found.key);
-            self.next_tail += 1;
-            let id = TailId(self.next_tail);
-            let at_end = self.config.sources[found.source].read_from == ReadFrom::End;
-            self.workers.submit(id, Job::Open { path: found.path.clone(), find_end: first && at_end });
-            self.opening.insert(id, found);
-        }
-        let ids: Vec<TailId> = self.tails.keys().copied().collect();
-        for id in ids {
-            self.advance(id, now);
-        }
-    }
-
-    /// Forgets files that don't exist any more, so that neither memory nor the checkpoints grow with every rotation.
-    fn forget_gone(&mut self, found: &[Found], now: Instant) {
-        if now < self.next_forget {
-            return;
-        }
-        self.next_forget = now + FORGET_INTERVAL;
-        let there: HashSet<FileKey> = found.iter().map(|found| found.key).collect();
-        self.resting.retain(|key, _| there.contains(key));
-        self.beginnings.retain(|key, _| there.contains(key));
-        self.unsearched.retain(|key| there.contains(key));
-        let inodes: HashSet<u64> = there.iter().chain(self.by_key.keys()).map(|key| key.inode).collect();
-        let forgotten = self.memory.forget(&inodes, now_ms());
-        if !forgotten.is_empty() {
-            for stream in &forgotten {
-                self.taken.remove(stream);
-            }
-            self.checkpoints.forget(forgotten);
-        }
-    }
-
-    fn is_too_old(&self, found: &Found) -> bool {
-        let Some(limit) = self.config.sources[found.source].ignore_older else { return false };
-        let age = found.modified.and_then(|modified| modified.elapsed().ok()).unwrap_or(Duration::ZERO);
-        age > limit && !found.moved && !self.memory.knows_inode(found.key.inode)
-    }
-
-    /// Closes a file that has nothing to ship, if there is one.
-    fn make_room(&mut self) -> bool {
-        let idle = self.tails.iter().filter(|(_, tail)| tail.is_committed_to_its_end() && !tail.is_busy());
-        let longest = idle.min_by_key(|(_, tail)| tail.pace.grew_at()).map(|(id, _)| *id);
-        longest.is_some_and(|id| {
-            self.close(id, false);
-            true
-        })
-    }
-
-    pub(super) fn opened(&mut self, id: TailId, opened: std::io::Result<Opened>, now: Instant) {
-        let Some(found) = self.opening.remove(&id) else { return };
-        let opened = match opened {
-            Ok(opened) if opened.facts.key == found.key => opened,
-            Ok(_) => {
-                // Renamed between scan and opening: the next scan shows how.
-                self.next_scan = self.next_scan.min(now + super::MIN_SCAN_INTERVAL);
-                return;
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
-            Err(error) => {
-                tracing::warn!(path = %found.path.display(), %error, "a file can't be opened: it is tried again with the next scan");
-                return;
-            }
-        };
-        if let Head::Compressed(by, compressor) = opened.head {
-            // Whatever was read from a file with this inode number, it was another one.
-            self.others_are_gone(found.key.inode, None, now);
-            return self.opened_compressed(id, found, opened.file, by, compressor);
-        }
-        self.follow(id, found, opened.file, opened.facts, opened.end.unwrap_or(Position::zero()), now);
-        self.head_is(id, opened.facts, opened.head, now);
-    }
-
     /// Adds an open file.
     pub(super) fn follow(
         &mut self,
@@ -189,13 +46,14 @@ impl Engine {
             file,
             pace: Pace::new(facts.size, self.once, now),
             deleted: facts.deleted,
+            look_soon: true,
             modified: None,
             named: None,
             generation: 0,
             next_base: base,
             next_history: Vec::new(),
             is_new: true,
-            only_if_known: found.moved,
+            only_if_known: found.by == FoundBy::Likeness,
             unpacked: false,
             comparing: None,
             compared: false,
@@ -214,7 +72,7 @@ impl Engine {
             waiting: None,
             saved: None,
         };
-        if found.moved {
+        if found.by != FoundBy::Name {
             tail.pace.rotated(now);
         }
         tracing::info!(path = %tail.path.display(), size = facts.size, "following a file");
@@ -312,46 +170,50 @@ impl Engine {
         self.others_are_gone(inode, Some(stream), now);
     }
 
-    /// Looks at the sizes of all open files.
+    /// Looks at the files that are in use, and at those that seem to have changed. The others are looked at by scans.
     pub(super) fn look(&mut self, now: Instant) {
-        self.last_look = now;
-        self.next_look = now + LOOK_INTERVAL;
+        self.next_look = now + if self.unopened.is_waiting() { MIN_LOOK_INTERVAL } else { LOOK_INTERVAL };
         let mut changed = Vec::new();
         let (mut lag, mut held) = (0, 0);
         for (id, tail) in &mut self.tails {
-            match fstat(&tail.file) {
-                Ok(facts) => {
-                    let size = u64::try_from(facts.st_size).unwrap_or(0);
-                    let deleted = facts.st_nlink == 0;
-                    let modified = Some((facts.st_mtime, facts.st_mtime_nsec.cast_signed()));
-                    let written = std::mem::replace(&mut tail.modified, modified) != modified;
-                    if tail.pace.seen(size, now) || deleted != tail.deleted {
-                        changed.push(*id);
-                    } else if written {
-                        // Perhaps with other bytes, and as many as before.
-                        tail.pace.touched();
-                        changed.push(*id);
-                    }
-                    tail.deleted = deleted;
-                    if deleted {
-                        tail.pace.rotated(now);
-                        held += size;
-                    }
-                }
-                Err(error) => {
-                    tracing::warn!(path = %tail.path.display(), error = %std::io::Error::from(error), "an open file can't be looked at");
-                }
+            if (tail.look_soon || tail.is_in_use(now)) && tail.look(now) {
+                changed.push(*id);
             }
             lag += tail.lag();
+            held += if tail.deleted { tail.pace.size() } else { 0 };
         }
         self.metrics.lag_bytes.set(lag as i64);
         self.metrics.held_bytes.set(held as i64);
-        if held > self.config.limits.max_held_bytes {
-            self.give_up_deleted(held);
-        }
+        self.hold(held);
         self.may_move = self.uncommitted() <= super::MOVE_BYTES;
         for id in changed {
             self.advance(id, now);
+        }
+        self.open_waiting();
+    }
+
+    /// Looks at one file, since something hints at a change.
+    pub(super) fn look_at_one(&mut self, id: TailId, now: Instant) {
+        if self.tails.get_mut(&id).is_some_and(|tail| tail.look(now)) {
+            self.advance(id, now);
+        }
+    }
+
+    /// Warns while there is time to do something, and lets go of files when there is none left.
+    fn hold(&mut self, held: u64) {
+        let max = self.config.limits.max_held_bytes;
+        let much = held >= max / 2;
+        if much && !self.holds_much {
+            tracing::warn!(
+                held_bytes = held,
+                max_held_bytes = max,
+                "deleted files that are not committed hold more than half of what is allowed; beyond that they are given up"
+            );
+        }
+        self.holds_much = much;
+        self.metrics.held_much.set(i64::from(much));
+        if held > max {
+            self.give_up_deleted(held);
         }
     }
 
@@ -455,6 +317,38 @@ impl Engine {
 }
 
 impl Tail {
+    /// Asks for its size. Returns whether there is anything new.
+    fn look(&mut self, now: Instant) -> bool {
+        self.look_soon = false;
+        let facts = match fstat(&self.file) {
+            Ok(facts) => facts,
+            Err(error) => {
+                tracing::warn!(path = %self.path.display(), error = %std::io::Error::from(error), "an open file can't be looked at");
+                return false;
+            }
+        };
+        let deleted = facts.st_nlink == 0;
+        let modified = Some((facts.st_mtime, facts.st_mtime_nsec.cast_signed()));
+        let written = std::mem::replace(&mut self.modified, modified) != modified;
+        let mut changed = self.pace.seen(u64::try_from(facts.st_size).unwrap_or(0), now) || deleted != self.deleted;
+        if !changed && written {
+            // Perhaps with other bytes, and as many as before.
+            self.pace.touched();
+            changed = true;
+        }
+        self.deleted = deleted;
+        if deleted {
+            self.pace.rotated(now);
+        }
+        changed
+    }
+
+    /// Whether it is likely to change, or not to be found by a scan.
+    fn is_in_use(&self, now: Instant) -> bool {
+        let quiet = now.saturating_duration_since(self.pace.grew_at()) > QUIET_AFTER;
+        !quiet || self.deleted || self.pace.is_rotated() || self.lag() > 0
+    }
+
     pub(super) fn is_committed_to_its_end(&self) -> bool {
         match &self.named {
             Some(named) => {

@@ -5,6 +5,7 @@
 
 mod copies;
 mod files;
+mod found;
 mod requests;
 mod streams;
 
@@ -12,7 +13,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, HashMap, HashSet, VecDeque};
 use std::fs::File;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -28,7 +29,7 @@ use tributary_common::position::{Position, TailHash};
 
 use crate::checkpoint::{Checkpoints, DataDir, DataDirTaken, Remembered};
 use crate::config::AgentConfig;
-use crate::discover::{DirectoryWatcher, Found, Hint, Scan};
+use crate::discover::{Found, Scan};
 use crate::identity::{FileFacts, FileKey, Origin};
 use crate::memory::Memory;
 use crate::metrics::AgentMetrics;
@@ -36,7 +37,9 @@ use crate::ship::{Sender, ShipError};
 use crate::status::{FileStatus, Status};
 use crate::stream::Stream;
 use crate::tail::{Pace, PaceOptions};
+use crate::watch::DirectoryWatcher;
 use crate::worker::{Carry, Done, TailId, WorkerOptions, Workers};
+use found::Unopened;
 
 /// How long a request waits for more batches.
 const GATHER: Duration = Duration::from_millis(5);
@@ -47,7 +50,7 @@ const REQUEST_BYTES: u64 = 4 << 20;
 /// Requests with batches on their way at a time. Each stream is in one of them at most.
 const MAX_REQUESTS: usize = 4;
 
-/// How often sizes are looked at when nothing hints at a change, and how often at most when something does.
+/// How often the sizes of files in use are looked at, and how often at most when something hints at a change.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 const MIN_LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -77,7 +80,7 @@ const FORGET_INTERVAL: Duration = Duration::from_secs(3600);
 pub(crate) enum Event {
     Worker(TailId, Done),
     Scanned(Scan),
-    Hint(Hint),
+    Hinted,
     Sent { request: u64, outcome: Result<Answers, ShipError> },
     Told { request: u64, outcome: Result<Answers, ShipError> },
     Categories { server: usize, outcome: Result<Categories, ShipError> },
@@ -180,6 +183,8 @@ struct Tail {
     file: Arc<File>,
     pace: Pace,
     deleted: bool,
+    /// Whether something hints at a change.
+    look_soon: bool,
     /// When it was last written to, by the file system.
     modified: Option<(i64, i64)>,
     /// None before the first line is complete.
@@ -232,22 +237,6 @@ struct Question {
     streams: Vec<(TailId, StreamId)>,
 }
 
-/// Flags that keep many hints from becoming many events.
-#[derive(Debug, Default)]
-struct Hints {
-    scan: AtomicBool,
-    look: AtomicBool,
-}
-
-impl Hints {
-    fn of(&self, hint: Hint) -> &AtomicBool {
-        match hint {
-            Hint::Scan => &self.scan,
-            Hint::Look => &self.look,
-        }
-    }
-}
-
 /// The agent at work.
 #[derive(Debug)]
 pub struct Engine {
@@ -269,7 +258,6 @@ pub struct Engine {
     /// Streams at whose inode number another file was found.
     gone: HashSet<StreamId>,
     watcher: DirectoryWatcher,
-    hints: Arc<Hints>,
     categories: Option<Categories>,
     asking_categories: bool,
     next_categories: Instant,
@@ -278,6 +266,11 @@ pub struct Engine {
     by_key: HashMap<FileKey, TailId>,
     by_stream: HashMap<StreamId, TailId>,
     opening: HashMap<TailId, Found>,
+    /// Those, and those that are being unpacked.
+    being_opened: HashSet<FileKey>,
+    unopened: Unopened,
+    /// When files are looked for again that could be closed for others.
+    next_room: Instant,
     /// Compressed files that are being searched for what is missing of streams.
     unpacking: HashMap<TailId, Found>,
     /// Files that are done with, and their size then.
@@ -294,9 +287,15 @@ pub struct Engine {
     scanning: bool,
     scanned: bool,
     next_scan: Instant,
+    /// Before that, no hint makes a scan: however many files there are, scans take a small part of the time.
+    next_hinted_scan: Instant,
+    /// When hints are taken, if there are any; and when they were taken last.
+    next_hints: Option<Instant>,
+    last_hints: Instant,
     next_forget: Instant,
     next_look: Instant,
-    last_look: Instant,
+    /// Whether deleted files hold more than half of what is allowed, of which that was said.
+    holds_much: bool,
 
     read_queue: VecDeque<TailId>,
     jobs: usize,
@@ -367,16 +366,20 @@ impl Engine {
             move |tail, done| results.send(Event::Worker(tail, done)).is_ok(),
         )
         .map_err(|error| RunError::Start { what: "starting worker threads", error })?;
-        let hints = Arc::new(Hints::default());
-        let watcher = DirectoryWatcher::new({
-            let (hints, sender) = (Arc::clone(&hints), sender.clone());
-            move |hint| {
-                if !hints.of(hint).swap(true, Ordering::AcqRel) {
+        let watcher = DirectoryWatcher::new(
+            config.watch,
+            {
+                let config = Arc::clone(&config);
+                move |path| config.sources.iter().any(|source| source.matches(path))
+            },
+            {
+                let sender = sender.clone();
+                move || {
                     // Nobody listens any more: the agent ends.
-                    let _ = sender.send(Event::Hint(hint));
+                    let _ = sender.send(Event::Hinted);
                 }
-            }
-        });
+            },
+        );
         let pool =
             EndpointPool::new(config.endpoints.len(), PoolOptions::new(config.backoff, config.max_connection_age));
         Ok(Self {
@@ -393,7 +396,6 @@ impl Engine {
             orphans: HashMap::new(),
             gone: HashSet::new(),
             watcher,
-            hints,
             categories,
             asking_categories: false,
             next_categories: now,
@@ -401,6 +403,9 @@ impl Engine {
             by_key: HashMap::new(),
             by_stream: HashMap::new(),
             opening: HashMap::new(),
+            being_opened: HashSet::new(),
+            unopened: Unopened::default(),
+            next_room: now,
             unpacking: HashMap::new(),
             resting: HashMap::new(),
             unsearched: HashSet::new(),
@@ -411,9 +416,12 @@ impl Engine {
             scanning: false,
             scanned: false,
             next_scan: now,
+            next_hinted_scan: now,
+            next_hints: None,
+            last_hints: now,
             next_forget: now,
             next_look: now,
-            last_look: now,
+            holds_much: false,
             read_queue: VecDeque::new(),
             jobs: 0,
             reserved: 0,
@@ -487,7 +495,8 @@ impl Engine {
                 _ => Ok(()),
             });
         }
-        let looking = !self.opening.is_empty() || !self.unpacking.is_empty() || self.scanning || self.scan_wanted;
+        let opening = !self.opening.is_empty() || !self.unpacking.is_empty() || self.unopened.is_waiting();
+        let looking = opening || self.scanning || self.scan_wanted;
         if !self.once || !self.scanned || looking {
             return None;
         }
@@ -520,6 +529,9 @@ impl Engine {
         if self.draining_until.is_some() {
             return Ok(());
         }
+        if self.next_hints.is_some_and(|at| now >= at) {
+            self.take_hints(now);
+        }
         if now >= self.next_scan && self.may_scan() {
             self.start_scan(now);
         }
@@ -541,7 +553,7 @@ impl Engine {
         if let Some(until) = self.draining_until {
             return until;
         }
-        let mut wake = self.next_look.min(self.next_ask);
+        let mut wake = self.next_look.min(self.next_ask).min(self.next_hints.unwrap_or(self.next_look));
         if self.may_scan() {
             wake = wake.min(self.next_scan);
         }
@@ -565,12 +577,8 @@ impl Engine {
             Event::Worker(_, Done::Died) => return Err(RunError::WorkerDied),
             Event::Worker(tail, done) => self.job_done(tail, done, now),
             Event::Scanned(scan) => self.scan_done(scan, now),
-            Event::Hint(hint) => {
-                self.hints.of(hint).store(false, Ordering::Release);
-                self.next_look = self.next_look.min(self.last_look + MIN_LOOK_INTERVAL);
-                if hint == Hint::Scan {
-                    self.next_scan = self.next_scan.min(now + MIN_SCAN_INTERVAL);
-                }
+            Event::Hinted => {
+                self.next_hints.get_or_insert((self.last_hints + MIN_LOOK_INTERVAL).max(now));
             }
             Event::Sent { request, outcome } => self.sent(request, outcome, now),
             Event::Told { request, outcome } => self.told(request, outcome, now),
