@@ -49,6 +49,8 @@ impl Found {
 pub enum FoundBy {
     /// A source has its name.
     Name,
+    /// A source has its name, and something hinted at it: no scan has seen what else there is by now.
+    Hint,
     /// A source had its name, and it was renamed since: a log that was rotated before it was opened.
     FormerName,
     /// It has the inode number of a file that was missed, or may be a copy of one: no source has its name.
@@ -143,7 +145,7 @@ pub fn scan(sources: &[Source], missed: &[Missed]) -> Scan {
 pub fn look_at(sources: &[Source], path: &Path) -> Option<Found> {
     let source = sources.iter().position(|source| source.matches(path))?;
     let metadata = std::fs::metadata(path).ok().filter(Metadata::is_file)?;
-    Some(found(path, &metadata, source, FoundBy::Name))
+    Some(found(path, &metadata, source, FoundBy::Hint))
 }
 
 /// Looks at a file that was renamed to `path`, and whose name `first` a source has.

@@ -28,7 +28,7 @@ impl Engine {
         let rested = self.once || self.has_rested(tail.key, tail.source, now);
         let category = &self.config.sources[tail.source].category;
         let candidates = self.memory.candidates(category, TailHash::of(&line), &tail.path);
-        if candidates.iter().any(|one| self.is_to_be_opened(one)) {
+        if candidates.iter().any(|one| tail.by_hint || self.is_to_be_opened(one)) {
             // First the stream's own file has to be looked at, or what has its inode number now.
             self.put_off(id, now);
             return None;

@@ -54,6 +54,7 @@ impl Engine {
             next_history: Vec::new(),
             is_new: true,
             only_if_known: found.by == FoundBy::Likeness,
+            by_hint: found.by == FoundBy::Hint,
             unpacked: false,
             comparing: None,
             compared: false,
@@ -72,7 +73,7 @@ impl Engine {
             waiting: None,
             saved: None,
         };
-        if found.by != FoundBy::Name {
+        if !matches!(found.by, FoundBy::Name | FoundBy::Hint) {
             tail.pace.rotated(now);
         }
         tracing::info!(path = %tail.path.display(), size = facts.size, "following a file");

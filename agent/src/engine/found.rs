@@ -249,7 +249,7 @@ impl Engine {
     fn is_too_old(&self, found: &Found) -> bool {
         let Some(limit) = self.config.sources[found.source].ignore_older else { return false };
         let age = found.age().unwrap_or(Duration::ZERO);
-        age > limit && found.by == FoundBy::Name && !self.memory.knows_inode(found.key.inode)
+        age > limit && matches!(found.by, FoundBy::Name | FoundBy::Hint) && !self.memory.knows_inode(found.key.inode)
     }
 
     /// Closes the file that has had nothing to ship for longest, if there is one.
@@ -313,6 +313,9 @@ impl Engine {
         }
         self.metrics.unreadable_files.set(self.unopened.unreadable.len() as i64);
         if let Head::Compressed(by, compressor) = opened.head {
+            if found.by == FoundBy::Hint {
+                return self.hinted_scan(now);
+            }
             // Whatever was read from a file with this inode number, it was another one.
             self.others_are_gone(found.key.inode, None, now);
             return self.opened_compressed(id, found, opened.file, by, compressor);

@@ -198,6 +198,8 @@ struct Tail {
     is_new: bool,
     /// Whether it is followed only if it turns out to hold a known stream: no source has its name.
     only_if_known: bool,
+    /// Whether no scan has seen yet what else there is.
+    by_hint: bool,
     /// Whether its bytes were unpacked from the file that was found.
     unpacked: bool,
     /// The first line, while the file is being compared with known streams; and whether that is done.
