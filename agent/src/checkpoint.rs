@@ -33,6 +33,10 @@ use tributary_common::position::{Position, TailHash};
 /// The version of the tables.
 const VERSION: i64 = 1;
 
+/// How often, and after what pauses, the lock of the data directory is tried for.
+const LOCK_TRIES: u32 = 40;
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
+
 /// How long changes are gathered.
 const WRITE_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -222,7 +226,7 @@ impl DataDir {
     /// When another process has it.
     pub fn take(path: &Path) -> Result<Self, DataDirTaken> {
         let opened = std::fs::create_dir_all(path).and_then(|()| File::open(path));
-        let locked = match opened.map(|file| (flock(&file, FlockOperation::NonBlockingLockExclusive), file)) {
+        let locked = match opened.map(|file| (lock(&file), file)) {
             Ok((Ok(()), file)) => Some(file),
             Ok((Err(rustix::io::Errno::WOULDBLOCK), _)) => return Err(DataDirTaken(path.to_owned())),
             Ok((Err(error), _)) => {
@@ -237,6 +241,18 @@ impl DataDir {
         };
         Ok(Self { _locked: locked })
     }
+}
+
+/// Locks the directory. A lock goes with the last process that has the file open: one that ends, or was just started by
+/// the process that had it, may have it for a moment longer.
+fn lock(directory: &File) -> rustix::io::Result<()> {
+    for _ in 0..LOCK_TRIES {
+        match flock(directory, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(LOCK_PAUSE),
+            other => return other,
+        }
+    }
+    flock(directory, FlockOperation::NonBlockingLockExclusive)
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -81,6 +81,8 @@ pub struct AgentMetrics {
     pub unwatched_directories: Gauge,
     /// Times that the system could not tell of all changes.
     pub watch_overflows: Counter,
+    /// Scans for files.
+    pub scans: Counter,
     /// How long the last scan took, in milliseconds.
     pub scan_ms: Gauge,
     requests: Counter,
@@ -100,6 +102,7 @@ impl AgentMetrics {
             ("implausible_times", "Lines whose time was not believed", &self.implausible_times),
             ("checkpoint_errors", "Troubles with the checkpoints", &self.checkpoint_errors),
             ("alarms", "Times that upstream wanted what it had committed before", &self.alarms),
+            ("scans", "Scans for files", &self.scans),
             ("watch_overflows", "Times that the system could not tell of all changes", &self.watch_overflows),
             ("requests", "Requests sent", &self.requests),
         ];

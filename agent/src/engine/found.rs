@@ -74,6 +74,7 @@ impl Engine {
         let first = !std::mem::replace(&mut self.scanned, true);
         self.next_hinted_scan = now + MIN_SCAN_INTERVAL.max(scan.took * SCAN_SHARE);
         self.next_scan = self.next_hinted_scan.max(now + self.config.refresh_interval);
+        self.metrics.scans.inc();
         self.metrics.scan_ms.set(scan.took.as_millis() as i64);
         self.say_unreadable(&scan.unreadable);
         let directories: Directories = scan.directories;

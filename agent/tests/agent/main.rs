@@ -4,5 +4,6 @@ mod chaos;
 mod content;
 mod database;
 mod rotation;
+mod scale;
 mod shipping;
 mod support;

@@ -400,6 +400,8 @@ pub(crate) struct Scene {
     ops: Option<std::net::SocketAddr>,
     /// The pattern of the names of the files that are shipped.
     pub(crate) include: &'static str,
+    /// The time between scans.
+    pub(crate) refresh_interval: &'static str,
 }
 
 impl Scene {
@@ -413,7 +415,17 @@ impl Scene {
         let dir = tempfile::tempdir().expect("a directory");
         std::fs::create_dir(dir.path().join("logs")).expect("made");
         let (settings, source) = (String::new(), String::new());
-        Self { dir, root, edges: started, settings, source, include: "*.log", data_dir: None, ops: None }
+        Self {
+            dir,
+            root,
+            edges: started,
+            settings,
+            source,
+            include: "*.log",
+            refresh_interval: "100ms",
+            data_dir: None,
+            ops: None,
+        }
     }
 
     /// The directory in which all lies.
@@ -471,21 +483,61 @@ impl Scene {
     }
 
     pub(crate) fn config(&self) -> AgentConfig {
+        let here = Surroundings { hostname: "web-1".into(), machine_id: None };
+        AgentConfig::parse(Path::new("agent.toml"), &self.config_text(), &here)
+            .unwrap_or_else(|errors| panic!("{errors}"))
+    }
+
+    fn config_text(&self) -> String {
         let endpoints: Vec<String> = self.edges.iter().map(|edge| format!("{:?}", edge.url)).collect();
-        let text = format!(
-            "endpoints = [{}]\nagent_id = \"web-1\"\ndata_dir = {:?}\nrefresh_interval = \"100ms\"\ndrain_timeout = \"5s\"\n{}\n\
+        format!(
+            "endpoints = [{}]\nagent_id = \"web-1\"\ndata_dir = {:?}\nrefresh_interval = {:?}\ndrain_timeout = \"5s\"\n{}\n\
              batch = {{ max_bytes = \"64 KiB\", timeout = \"10ms\" }}\nhttp = {{ {} }}\n\
              backoff = {{ initial = \"10ms\", max = \"100ms\" }}\n\
              [[source]]\ncategory = \"app\"\ninclude = [{:?}]\nmax_line_bytes = \"4 KiB\"\nrotate_wait = \"100ms\"\n{}\n",
             endpoints.join(", "),
             self.data_dir(),
+            self.refresh_interval,
             self.settings,
             self.ops.map_or("enabled = false".to_owned(), |ops| format!("listen = \"{ops}\"")),
             self.log(self.include),
             self.source
-        );
-        let here = Surroundings { hostname: "web-1".into(), machine_id: None };
-        AgentConfig::parse(Path::new("agent.toml"), &text, &here).unwrap_or_else(|errors| panic!("{errors}"))
+        )
+    }
+
+    /// Writes the agent's configuration down; returns where.
+    pub(crate) fn config_file(&self) -> PathBuf {
+        let path = self.dir.path().join("agent.toml");
+        std::fs::write(&path, self.config_text()).expect("written");
+        path
+    }
+
+    /// Starts an agent as a process of its own. `starter`: a program, with arguments, that starts it.
+    pub(crate) fn spawn(&self, starter: &[&str], uid: Option<u32>) -> AgentProcess {
+        use std::os::unix::process::CommandExt;
+        let words = starter.iter().copied().chain([env!("CARGO_BIN_EXE_tributary-agent"), "run", "--config"]);
+        let words: Vec<&str> = words.collect();
+        let log = self.dir.path().join("agent.out");
+        let output = std::fs::File::create(&log).expect("made");
+        let mut command = std::process::Command::new(words[0]);
+        command.args(&words[1..]).arg(self.config_file()).stdout(output.try_clone().expect("cloned")).stderr(output);
+        if let Some(uid) = uid {
+            command.uid(uid).gid(uid);
+        }
+        AgentProcess { child: command.spawn().expect("it starts"), log }
+    }
+
+    /// Waits until the agent's metric has the value.
+    pub(crate) async fn metric(&self, name: &str, value: u64) {
+        let line = format!("tributary_agent_{name} {value}");
+        self.answer("/metrics", |text| text.lines().any(|one| one == line)).await;
+    }
+
+    /// The agent's metric now.
+    pub(crate) async fn metric_now(&self, name: &str) -> u64 {
+        let name = format!("tributary_agent_{name} ");
+        let text = self.answer("/metrics", |text| text.contains(&name)).await;
+        text.lines().find_map(|line| line.strip_prefix(&name)).and_then(|value| value.parse().ok()).expect("a number")
     }
 
     /// Starts an agent that follows the files.
@@ -604,6 +656,51 @@ impl Agent {
     pub(crate) async fn kill(self) {
         self.task.abort();
         let _ = self.task.await;
+    }
+}
+
+/// An agent in a process of its own; killed in the end.
+pub(crate) struct AgentProcess {
+    child: std::process::Child,
+    log: PathBuf,
+}
+
+impl AgentProcess {
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it has logged.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).expect("read")
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: &str) {
+        let status = std::process::Command::new("kill").arg(format!("-{signal}")).arg(self.pid().to_string()).status();
+        assert!(status.expect("kill runs").success());
+    }
+
+    /// The most memory that it had at a time, in bytes.
+    pub(crate) fn peak_memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
+        peak.and_then(|kib| kib.parse::<u64>().ok()).expect("a number") * 1024
+    }
+
+    /// How many of its descriptors are files in this directory.
+    pub(crate) fn open_files(&self, directory: &Path) -> usize {
+        let descriptors = std::fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("it runs");
+        let files = descriptors.flatten().filter_map(|descriptor| std::fs::read_link(descriptor.path()).ok());
+        files.filter(|path| path.parent() == Some(directory)).count()
+    }
+}
+
+impl Drop for AgentProcess {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
