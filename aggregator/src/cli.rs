@@ -20,7 +20,7 @@ use crate::node::RunError;
 use crate::root::lane::LaneSettings;
 use crate::root::recovery::TakeError;
 use crate::root::relane::change_lanes;
-use crate::{inspect, node};
+use crate::{audit, inspect, node};
 
 /// How long the running node is waited for.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(10);
@@ -94,6 +94,12 @@ enum Command {
             tributary-aggregator inspect hdfs://nn1:8020/logs/nginx-access/dt=2026-11-22/hr=20/part-0.gz"
     )]
     Inspect(inspect::Options),
+    /// Prove from the files alone that what is published is whole: no gap, no overlap, nothing missing, foreign or altered.
+    ///
+    /// Exit code 1 when anything is wrong; each finding says where.
+    #[command(after_help = "Examples:\n  tributary-aggregator audit hdfs://nn1:8020/logs --category nginx-access\n  \
+            tributary-aggregator audit /srv/logs --hour 2026-11-22T20 --deep")]
+    Audit(audit::Options),
 }
 
 #[derive(Debug, Subcommand)]
@@ -240,6 +246,10 @@ fn execute(command: Command) -> anyhow::Result<Exit> {
         Command::Inspect(options) => {
             let damaged = blocking(inspect::run(&options, &mut io::stdout().lock()))??;
             Ok(if damaged { Exit::Failed } else { Exit::Done })
+        }
+        Command::Audit(options) => {
+            let good = blocking(audit::run(&options, &mut io::stdout().lock()))??;
+            Ok(if good { Exit::Done } else { Exit::Failed })
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The aggregator: receives batches, spools and forwards them, and as a root merges them into large files.
 
+pub mod audit;
 pub mod cli;
 pub mod config;
 pub mod dfs;
@@ -8,6 +9,7 @@ pub mod forward;
 pub mod frames;
 pub mod inspect;
 pub mod node;
+pub mod published;
 pub mod receive;
 pub mod root;
 pub mod setaside;

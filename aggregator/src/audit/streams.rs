@@ -1,0 +1,281 @@
+//! What the frames of many files say of their streams together. Pure.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use serde::Serialize;
+use tributary_common::frame::SliceDescriptor;
+use tributary_common::ids::{AgentId, CategoryName, StreamId};
+use tributary_common::position::{Position, TailHash};
+use tributary_common::ranges::RangeSet;
+
+/// A file of the audit, by its place in the list of files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct FileNo(pub(super) u32);
+
+/// A piece of a stream in a published file.
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    start: u64,
+    end: u64,
+    file: FileNo,
+    frame: u64,
+    altered: bool,
+}
+
+#[derive(Debug)]
+struct Stream {
+    agent: AgentId,
+    host: String,
+    base: Position,
+    pieces: Vec<Piece>,
+    ends: Vec<(Position, FileNo)>,
+    /// In files that are not published yet: they fill gaps, and nothing else.
+    elsewhere: RangeSet,
+}
+
+/// What the streams of one or more categories have.
+#[derive(Debug, Default)]
+pub(super) struct Streams {
+    streams: BTreeMap<(CategoryName, StreamId), Stream>,
+}
+
+/// A stream, for people.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct StreamName {
+    /// Its category.
+    pub(super) category: CategoryName,
+    /// Its id.
+    pub(super) stream: StreamId,
+    /// The agent that reads it.
+    pub(super) agent: AgentId,
+    /// That agent's host name when it last sent.
+    pub(super) host: String,
+}
+
+/// A place in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct FramePlace {
+    /// The file.
+    pub(super) file: FileNo,
+    /// Where the frame begins in it.
+    pub(super) offset: u64,
+}
+
+/// What doesn't fit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Misfit {
+    /// Bytes that no file has.
+    Gap(Range<u64>),
+    /// Bytes that two frames have.
+    Overlap {
+        /// Which bytes.
+        bytes: Range<u64>,
+        /// The one frame.
+        first: FramePlace,
+        /// The other.
+        second: FramePlace,
+        /// Whether one of them holds altered records, of which nobody can say which bytes they came from.
+        altered: bool,
+    },
+    /// Two frames name other bytes before the same place of the stream, or other beginnings of it.
+    Contradiction {
+        /// The offset of the place.
+        offset: u64,
+        /// The one file.
+        first: FileNo,
+        /// The other.
+        second: FileNo,
+    },
+}
+
+impl Streams {
+    /// Adds a slice of a published file.
+    pub(super) fn add(&mut self, category: &CategoryName, slice: &SliceDescriptor, file: FileNo, frame: u64) {
+        let altered = slice.altered;
+        let stream = self.stream(category, slice);
+        for run in &slice.runs {
+            let Range { start, end } = run.range();
+            match stream.pieces.last_mut() {
+                // Most batches follow one another in the same file.
+                Some(last) if last.end == start && last.file == file && last.altered == altered => last.end = end,
+                _ => stream.pieces.push(Piece { start, end, file, frame, altered }),
+            }
+        }
+        for position in [slice.base, slice.start, slice.end] {
+            if stream.ends.last().is_none_or(|(last, _)| *last != position) {
+                stream.ends.push((position, file));
+            }
+        }
+    }
+
+    /// Adds a slice of a file that is not published yet.
+    pub(super) fn add_unpublished(&mut self, category: &CategoryName, slice: &SliceDescriptor) {
+        let stream = self.stream(category, slice);
+        slice.runs.iter().for_each(|run| stream.elsewhere.insert(run.range()));
+    }
+
+    fn stream(&mut self, category: &CategoryName, slice: &SliceDescriptor) -> &mut Stream {
+        let stream = self.streams.entry((category.clone(), slice.stream)).or_insert_with(|| Stream {
+            agent: slice.agent.clone(),
+            host: slice.host.clone(),
+            base: slice.base,
+            pieces: Vec::new(),
+            ends: Vec::new(),
+            elsewhere: RangeSet::new(),
+        });
+        if stream.host != slice.host {
+            stream.host.clone_from(&slice.host);
+        }
+        if slice.base.offset < stream.base.offset {
+            stream.base = slice.base;
+        }
+        stream
+    }
+
+    /// How many streams there are.
+    #[must_use]
+    pub(super) fn count(&self) -> usize {
+        self.streams.len()
+    }
+
+    /// All that doesn't fit, stream by stream.
+    pub(super) fn misfits(&mut self) -> impl Iterator<Item = (StreamName, Misfit)> + '_ {
+        self.streams.iter_mut().flat_map(|((category, id), stream)| {
+            let name = StreamName {
+                category: category.clone(),
+                stream: *id,
+                agent: stream.agent.clone(),
+                host: stream.host.clone(),
+            };
+            let mut found = stream.contradictions();
+            found.extend(stream.gaps_and_overlaps());
+            found.into_iter().map(move |misfit| (name.clone(), misfit))
+        })
+    }
+}
+
+impl Stream {
+    fn contradictions(&self) -> Vec<Misfit> {
+        let mut known: BTreeMap<u64, (TailHash, FileNo)> = BTreeMap::new();
+        let mut found = Vec::new();
+        for (position, file) in &self.ends {
+            let (tail, first) = *known.entry(position.offset).or_insert((position.tail, *file));
+            if tail != position.tail {
+                found.push(Misfit::Contradiction { offset: position.offset, first, second: *file });
+            }
+        }
+        found
+    }
+
+    fn gaps_and_overlaps(&mut self) -> Vec<Misfit> {
+        self.pieces.sort_by_key(|piece| (piece.start, piece.end));
+        let mut found = Vec::new();
+        let Some(first) = self.pieces.first() else { return found };
+        let mut have: (u64, Piece) = (self.base.offset, *first);
+        for piece in &self.pieces {
+            if piece.start > have.0 {
+                found.extend(self.elsewhere.missing(have.0..piece.start).into_iter().map(Misfit::Gap));
+            } else if piece.start < have.0 {
+                found.push(Misfit::Overlap {
+                    bytes: piece.start..piece.end.min(have.0),
+                    first: FramePlace { file: have.1.file, offset: have.1.frame },
+                    second: FramePlace { file: piece.file, offset: piece.frame },
+                    altered: have.1.altered || piece.altered,
+                });
+            }
+            if piece.end > have.0 {
+                have = (piece.end, *piece);
+            }
+        }
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{at, category};
+    use proptest::prelude::*;
+    use tributary_common::frame::Run;
+
+    const S: StreamId = StreamId(7);
+
+    fn slice(start: u64, end: u64) -> SliceDescriptor {
+        SliceDescriptor {
+            agent: "web-1".parse().expect("valid"),
+            host: "web-1.example".into(),
+            stream: S,
+            base: Position::zero(),
+            start: at(S, start),
+            end: at(S, end),
+            runs: vec![Run { start, len: end - start, stored: end - start }],
+            records: 1,
+            prefix_len: 0,
+            altered: false,
+            first_time_ms: 0,
+            last_time_ms: 0,
+        }
+    }
+
+    fn misfits(pieces: &[(u64, u64)]) -> Vec<Misfit> {
+        let mut streams = Streams::default();
+        for (index, (start, end)) in pieces.iter().enumerate() {
+            streams.add(&category(), &slice(*start, *end), FileNo(index as u32), 0);
+        }
+        streams.misfits().map(|(_, misfit)| misfit).collect()
+    }
+
+    #[test]
+    fn a_stream_in_pieces_of_any_order_fits() {
+        assert_eq!(misfits(&[(100, 200), (0, 100), (200, 201)]), []);
+    }
+
+    #[test]
+    fn what_is_missing_and_what_is_double_is_named() {
+        assert_eq!(misfits(&[(100, 200), (250, 300)]), [Misfit::Gap(0..100), Misfit::Gap(200..250)]);
+        let found = misfits(&[(0, 100), (50, 150)]);
+        let place = |file| FramePlace { file: FileNo(file), offset: 0 };
+        assert_eq!(found, [Misfit::Overlap { bytes: 50..100, first: place(0), second: place(1), altered: false }]);
+    }
+
+    #[test]
+    fn bytes_that_wait_to_be_published_are_no_gap() {
+        let mut streams = Streams::default();
+        streams.add(&category(), &slice(0, 100), FileNo(0), 0);
+        streams.add(&category(), &slice(300, 400), FileNo(0), 0);
+        streams.add_unpublished(&category(), &slice(100, 200));
+        let found: Vec<Misfit> = streams.misfits().map(|(_, misfit)| misfit).collect();
+        assert_eq!(found, [Misfit::Gap(200..300)]);
+    }
+
+    #[test]
+    fn a_frame_of_other_bytes_at_the_same_place_contradicts() {
+        let mut streams = Streams::default();
+        streams.add(&category(), &slice(0, 100), FileNo(0), 0);
+        let mut other = slice(100, 200);
+        other.start.tail = TailHash(99);
+        streams.add(&category(), &other, FileNo(1), 0);
+        let found: Vec<Misfit> = streams.misfits().map(|(_, misfit)| misfit).collect();
+        assert_eq!(found, [Misfit::Contradiction { offset: 100, first: FileNo(0), second: FileNo(1) }]);
+    }
+
+    proptest! {
+        /// Bytes are counted one by one: every byte that is not there once is named, and no other.
+        #[test]
+        fn exactly_the_bytes_that_are_not_there_once_are_named(
+            pieces in prop::collection::vec((0_u64..60, 1_u64..20), 1..12),
+        ) {
+            let pieces: Vec<(u64, u64)> = pieces.into_iter().map(|(start, len)| (start, start + len)).collect();
+            let count = |at: u64| pieces.iter().filter(|(start, end)| (*start..*end).contains(&at)).count();
+            let end = pieces.iter().map(|(_, end)| *end).max().expect("not empty");
+            let found = misfits(&pieces);
+            for at in 0..end {
+                let gaps = found.iter().filter(|one| matches!(one, Misfit::Gap(gap) if gap.contains(&at))).count();
+                let double = found.iter().filter(|one| matches!(one, Misfit::Overlap { bytes, .. } if bytes.contains(&at))).count();
+                prop_assert_eq!(gaps, usize::from(count(at) == 0));
+                prop_assert_eq!(double > 0, count(at) > 1, "at {}", at);
+            }
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! Which hours a sink has, told from its directories.
+
+use anyhow::Context;
+use jiff::Timestamp;
+use jiff::civil::{Date, DateTime};
+use jiff::tz::TimeZone;
+use tributary_common::ids::CategoryName;
+
+use crate::dfs::{Dfs, DfsPath};
+
+/// The directory of an hour.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HourDir {
+    /// The category.
+    pub category: CategoryName,
+    /// When the hour begins, in seconds since 1970, UTC. How long it is, its manifest says.
+    pub start_s: i64,
+    /// Where it is.
+    pub path: DfsPath,
+    /// Whether readers see it.
+    pub published: bool,
+}
+
+/// The categories that have a directory, by name.
+///
+/// # Errors
+/// When the sink can't be read.
+pub async fn categories(dfs: &dyn Dfs) -> anyhow::Result<Vec<CategoryName>> {
+    let entries = dfs.list(&DfsPath::base()).await?.unwrap_or_default();
+    let dirs = entries.into_iter().filter(|entry| entry.status.is_dir);
+    let mut found: Vec<CategoryName> = dirs.filter_map(|entry| entry.name.parse().ok()).collect();
+    found.sort();
+    Ok(found)
+}
+
+/// The hours of a category from `since_s` (seconds since 1970) on, by time; also those that are being put together and that
+/// readers don't see yet.
+///
+/// # Errors
+/// When the sink can't be read.
+pub async fn hours(dfs: &dyn Dfs, category: &CategoryName, since_s: i64) -> anyhow::Result<Vec<HourDir>> {
+    let root = DfsPath::base().join(category.as_str());
+    let mut hours = Vec::new();
+    for entry in dfs.list(&root).await?.unwrap_or_default() {
+        let (name, published) = visible_name(&entry.name);
+        let Some(date) = name.strip_prefix("dt=").and_then(|date| date.parse::<Date>().ok()) else { continue };
+        let midnight_s = start_of(date.at(0, 0, 0, 0));
+        if !entry.status.is_dir || midnight_s + 86_400 <= since_s {
+            continue;
+        }
+        let path = root.join(&entry.name);
+        let mut has_own_files = false;
+        for inner in dfs.list(&path).await?.unwrap_or_default() {
+            let (name, published) = visible_name(&inner.name);
+            match clock_of(name) {
+                Some((hour, minute)) if inner.status.is_dir => hours.push(HourDir {
+                    category: category.clone(),
+                    start_s: midnight_s + i64::from(hour) * 3600 + i64::from(minute) * 60,
+                    path: path.join(&inner.name),
+                    published,
+                }),
+                _ => has_own_files = true,
+            }
+        }
+        if has_own_files || !published {
+            hours.push(HourDir { category: category.clone(), start_s: midnight_s, path, published });
+        }
+    }
+    hours.retain(|hour| hour.start_s >= since_s);
+    hours.sort_by(|a, b| (a.start_s, &a.path).cmp(&(b.start_s, &b.path)));
+    Ok(hours)
+}
+
+/// Whether a directory inside of a day's is an hour of that day, visible or not.
+#[must_use]
+pub fn is_hour_of_a_day(name: &str) -> bool {
+    clock_of(visible_name(name).0).is_some()
+}
+
+/// A directory's name without the dot that hides it, and whether it had none.
+fn visible_name(name: &str) -> (&str, bool) {
+    name.strip_prefix('.').map_or((name, true), |name| (name, false))
+}
+
+/// Hour and minute of `hr=20` and `hm=2015`.
+fn clock_of(name: &str) -> Option<(u8, u8)> {
+    let (digits, with_minutes) = match name.split_once('=')? {
+        ("hr", digits) => (digits, false),
+        ("hm", digits) => (digits, true),
+        _ => return None,
+    };
+    let number = |text: &str| text.parse::<u8>().ok();
+    let (hour, minute) = match (digits.len(), with_minutes) {
+        (2, false) => (number(digits)?, 0),
+        (4, true) => (number(digits.get(..2)?)?, number(digits.get(2..)?)?),
+        _ => return None,
+    };
+    (hour < 24 && minute < 60).then_some((hour, minute))
+}
+
+fn start_of(civil: DateTime) -> i64 {
+    TimeZone::UTC.to_timestamp(civil).map_or(0, Timestamp::as_second)
+}
+
+/// Reads a moment as people write one for an hour: `2026-11-22T20`, `2026-11-22T20:15`, `2026-11-22` (all UTC), or a whole
+/// timestamp with its zone. In seconds since 1970.
+///
+/// # Errors
+/// When it is none of these.
+pub fn parse_moment(text: &str) -> anyhow::Result<i64> {
+    if let Ok(moment) = text.parse::<Timestamp>() {
+        return Ok(moment.as_second());
+    }
+    let text = text.trim_end_matches('Z');
+    // A lone hour is not a time by any standard, and is what people write.
+    let civil = match text.split_once('T') {
+        Some((_, hour)) if hour.len() == 2 => format!("{text}:00").parse::<DateTime>(),
+        Some(_) => text.parse::<DateTime>(),
+        None => text.parse::<Date>().map(|date| date.at(0, 0, 0, 0)),
+    };
+    civil.map(start_of).with_context(|| {
+        format!("{text:?} is not a moment: write 2026-11-22T20, 2026-11-22T20:15 or 2026-11-22, in UTC")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dfs::local::LocalDfs;
+    use tributary_common::bucket::BucketSize;
+
+    #[test]
+    fn moments_are_read_as_people_write_them() {
+        let hour = 1_795_377_600;
+        for (text, expected) in [
+            ("2026-11-22T20", hour),
+            ("2026-11-22T20Z", hour),
+            ("2026-11-22T20:15", hour + 900),
+            ("2026-11-22T20:15Z", hour + 900),
+            ("2026-11-22T21:00:00+01:00", hour),
+            ("2026-11-22", hour - 20 * 3600),
+        ] {
+            assert_eq!(parse_moment(text).expect(text), expected, "{text}");
+        }
+        for bad in ["", "yesterday", "2026-11-22T25", "2026-13-01", "20"] {
+            assert!(parse_moment(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[tokio::test]
+    async fn hours_of_every_size_are_found_by_time_and_foreign_directories_are_not() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let dfs = LocalDfs::open(dir.path()).expect("opens");
+        for path in [
+            "app/dt=2026-11-22/hr=20",
+            "app/dt=2026-11-22/hm=2015",
+            "app/dt=2026-11-22/.hr=21",
+            "app/dt=2026-11-22/backup",
+            "app/dt=2026-11-21/_late",
+            "app/.dt=2026-11-23",
+            "app/dt=today",
+            "app/dt=2026-11-22/hr=99",
+            "_tributary/lanes",
+        ] {
+            std::fs::create_dir_all(dir.path().join(path)).expect("made");
+        }
+        assert_eq!(categories(&dfs).await.expect("lists").len(), 1);
+        let app = "app".parse().expect("valid");
+        let found = hours(&dfs, &app, i64::MIN).await.expect("lists");
+        let day = |day: i64| BucketSize::HOUR.bucket_of_ms(1_795_305_600_000 + day * 86_400_000).start_s();
+        let found: Vec<_> = found.iter().map(|hour| (hour.path.as_str(), hour.start_s, hour.published)).collect();
+        assert_eq!(
+            found,
+            [
+                ("app/dt=2026-11-21", day(-1), true),
+                ("app/dt=2026-11-22", day(0), true),
+                ("app/dt=2026-11-22/hr=20", day(0) + 20 * 3600, true),
+                ("app/dt=2026-11-22/hm=2015", day(0) + 20 * 3600 + 900, true),
+                ("app/dt=2026-11-22/.hr=21", day(0) + 21 * 3600, false),
+                ("app/.dt=2026-11-23", day(1), false),
+            ]
+        );
+        let since = hours(&dfs, &app, day(0) + 20 * 3600 + 1).await.expect("lists");
+        assert_eq!(since.len(), 3);
+    }
+}
