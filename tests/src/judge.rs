@@ -2,7 +2,7 @@
 //!
 //! A scenario ends with [`Scenario::end`]: it waits until the sink holds as many records as lines were written and nothing more
 //! is under way, has each reader read everything, compares every line by content and count, has `inspect --verify` check every
-//! file, stops all processes, and looks once more. Its report goes to `target/judge/<scenario>.txt` too.
+//! file and `audit --deep` the whole, stops all processes, and looks once more. Its report goes to `target/judge/<scenario>.txt` too.
 
 use std::fmt;
 use std::fs;
@@ -21,8 +21,8 @@ use crate::wait::until;
 
 /// Only turns a hang into a failure: what is waited for comes after the end of the last line's bucket.
 const LIMIT: Duration = Duration::from_secs(300);
-/// For one file.
-const INSPECT_LIMIT: Duration = Duration::from_secs(120);
+/// For one tool.
+const TOOL_LIMIT: Duration = Duration::from_secs(120);
 
 /// What the judge found.
 #[derive(Clone, Debug)]
@@ -37,6 +37,8 @@ pub struct Report {
     late_files: usize,
     late_records: u64,
     verified: usize,
+    /// What the audit of the whole sink says.
+    audited: String,
     /// What is wrong besides the lines.
     complaints: Vec<String>,
     elapsed: Duration,
@@ -161,6 +163,7 @@ impl Scenario {
             late_files: late.len(),
             late_records: 0,
             verified: 0,
+            audited: String::new(),
             complaints: Vec::new(),
             elapsed: Duration::ZERO,
         };
@@ -174,10 +177,15 @@ impl Scenario {
             report.differences.push((*reader, written.difference(&found)?));
         }
         for file in files.iter().chain(&late) {
-            match inspect(cluster.programs(), &format!("{}/{}", cluster.sink_uri(), file.path)).await {
-                Ok(()) => report.verified += 1,
+            let uri = format!("{}/{}", cluster.sink_uri(), file.path);
+            match aggregator(cluster.programs(), &["inspect", "--verify", &uri]).await {
+                Ok(_) => report.verified += 1,
                 Err(error) => report.complaints.push(format!("{error:#}")),
             }
+        }
+        match aggregator(cluster.programs(), &["audit", "--deep", &cluster.sink_uri()]).await {
+            Ok(told) => report.audited = told.trim().to_owned(),
+            Err(error) => report.complaints.push(format!("{error:#}")),
         }
         report.elapsed = self.begun.elapsed();
         Ok(report)
@@ -206,16 +214,16 @@ async fn read_late(reader: Reader, sink: &Tree, category: &str, late: &[DataFile
     Ok(all)
 }
 
-/// Has the aggregator's own tool decompress and check every frame of a published file.
-async fn inspect(programs: &Programs, file: &str) -> Result<()> {
+/// Runs one of the aggregator's own tools to its end, and returns what it says.
+async fn aggregator(programs: &Programs, args: &[&str]) -> Result<String> {
     let folder = tempfile::tempdir()?;
-    let mut process =
-        Process::spawn(&programs.aggregator, AtParentDeath::Kill, folder.path().join("out"), |command| {
-            command.args(["inspect", "--verify", file]);
-        })?;
-    let status = until("inspect to end", INSPECT_LIMIT, async || process.try_wait()).await?;
+    let log = folder.path().join("out");
+    let mut process = Process::spawn(&programs.aggregator, AtParentDeath::Kill, log.clone(), |command| {
+        command.args(args);
+    })?;
+    let status = until(format!("{} to end", args[0]), TOOL_LIMIT, async || process.try_wait()).await?;
     if !status.success() {
-        bail!("inspect --verify {file}: {status}: {}", process.log_tail());
+        bail!("{}: {status}: {}", args.join(" "), process.log_tail());
     }
-    Ok(())
+    fs::read_to_string(&log).with_context(|| format!("reading {}", log.display()))
 }

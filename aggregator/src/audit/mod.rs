@@ -137,9 +137,10 @@ impl Audit<'_> {
 
     /// The segments that roots are writing, and those that wait for the end of their hour.
     async fn read_lanes(&mut self) -> anyhow::Result<()> {
-        for lane in self.list(&lanes_dir()).await? {
+        let dirs = |entries: Vec<DirEntry>| entries.into_iter().filter(|entry| entry.status.is_dir);
+        for lane in dirs(self.list(&lanes_dir()).await?) {
             let lane = lanes_dir().join(&lane.name);
-            for epoch in self.list(&lane).await? {
+            for epoch in dirs(self.list(&lane).await?) {
                 self.read_unpublished(&lane.join(&epoch.name)).await?;
             }
         }

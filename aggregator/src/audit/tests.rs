@@ -328,6 +328,8 @@ async fn what_waits_to_be_published_fills_gaps_and_a_part_of_the_sink_is_audited
     sink.change("a.l0.gz", |frames| drop(frames.remove(0)));
     sink.is_found(&["web-1", "are in no file"]).await;
     sink.write("_tributary/lanes/0/e1-x/s.gz", &frame(1, 0, 10));
+    sink.write("_tributary/lanes/0/e1-x/owner/7.1@root-1", b"");
+    sink.write("_tributary/lanes/0.lock", b"");
     let (_, text) = sink.audit(|_| ()).await;
     assert!(!text.contains("are in no file"), "{text}");
     // Alone, the hour is proved by its manifest; bytes of other hours are no gaps.
