@@ -64,7 +64,9 @@ fn frames_of(bytes: &[u8]) -> Vec<Vec<u8>> {
     frames
 }
 
-fn sealed(lane: u16, hours: i64, files: &[(&str, Vec<u8>)]) -> Seal {
+type NamedFile = (&'static str, Vec<u8>);
+
+fn sealed(lane: u16, hours: i64, files: &[NamedFile]) -> Seal {
     let mut agents: BTreeMap<AgentId, AgentCount> = BTreeMap::new();
     let mut sealed = Vec::new();
     for (name, bytes) in files {
@@ -112,7 +114,7 @@ impl Sink {
         sink
     }
 
-    fn publish(&self, dir: &str, hours: i64, lanes: &[(u16, &[(&str, Vec<u8>)])]) {
+    fn publish(&self, dir: &str, hours: i64, lanes: &[(u16, &[NamedFile])]) {
         let mut seals = Vec::new();
         for (lane, files) in lanes {
             let seal = sealed(*lane, hours, files);
