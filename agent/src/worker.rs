@@ -53,6 +53,9 @@ pub struct ReadJob {
     pub source: usize,
     /// Where to begin.
     pub from: Position,
+    /// The first line of the file by which the stream got its name, and its length in bytes: before the beginning, nothing
+    /// else would show that the file is another one by now.
+    pub first_line: (u32, TailHash),
     /// Whether an unterminated last line is a record.
     pub end: DataEnd,
     /// The time of the line before.
@@ -324,6 +327,10 @@ impl<'a> Worker<'a> {
             return Ok(done(Done::OtherBytes { generation, from, size }));
         }
         let (known, data) = self.buffer[..got].split_at(before);
+        let (line_len, line_hash) = job.first_line;
+        if from.offset == 0 && data.get(..line_len as usize).is_none_or(|line| TailHash::of(line) != line_hash) {
+            return Ok(done(Done::OtherBytes { generation, from, size }));
+        }
         let at_end = data.len() < wanted;
         let carry_ms = match (job.carry, &mut times) {
             (Carry::Known(ms), _) => ms,
@@ -461,4 +468,72 @@ fn is_behind_long_line(file: &impl ReadAt, offset: u64, max_line_bytes: u64) -> 
     let mut bytes = vec![0; max_line_bytes as usize + 1];
     let got = read_up_to(file, &mut bytes, from)?;
     Ok(got == bytes.len() && memchr::memchr(b'\n', &bytes).is_none())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    impl ReadAt for Vec<u8> {
+        fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+            let rest = self.get(offset as usize..).unwrap_or(&[]);
+            let len = rest.len().min(buffer.len());
+            buffer[..len].copy_from_slice(&rest[..len]);
+            Ok(len)
+        }
+    }
+
+    fn read(file: &[u8], first_line: &[u8]) -> Vec<Done> {
+        let source = crate::config::Source {
+            category: "app".parse().expect("valid"),
+            include: Vec::new(),
+            exclude: Vec::new(),
+            read_from: crate::config::ReadFrom::Beginning,
+            ignore_older: None,
+            rotate_wait: std::time::Duration::from_secs(5),
+            partial_line_timeout: std::time::Duration::from_secs(30),
+            max_line_bytes: 1024,
+            long_lines: LongLines::Split,
+            record_prefix: bytes::Bytes::new(),
+            timestamp: None,
+        };
+        let options = WorkerOptions { sources: vec![source], batch_bytes: 4096 };
+        let job = ReadJob {
+            generation: 0,
+            source: 0,
+            from: Position::zero(),
+            first_line: (first_line.len() as u32, TailHash::of(first_line)),
+            end: DataEnd::Open,
+            carry: Carry::Known(None),
+            now_ms: 0,
+            bucket: BucketSize::HOUR,
+            codec: (Codec::Gzip, 1),
+            facts: BatchFacts {
+                lane: tributary_common::ids::LaneId(0),
+                agent: "web-1".parse().expect("valid"),
+                host: String::new(),
+                category: "app".parse().expect("valid"),
+                stream: StreamId(1),
+                base: Position::zero(),
+                committed: Position::zero(),
+                prefix_len: 0,
+            },
+        };
+        let done = RefCell::new(Vec::new());
+        let keep = |what| {
+            done.borrow_mut().push(what);
+            true
+        };
+        Worker::new(&options).read(&file.to_vec(), job, keep).expect("memory can be read");
+        done.into_inner()
+    }
+
+    #[test]
+    fn a_file_that_was_replaced_before_anything_was_read_of_it_is_noticed() {
+        assert!(matches!(read(b"one\ntwo\n", b"one\n")[..], [Done::Cut { .. }, Done::Packed { .. }]));
+        assert!(matches!(read(b"three\nfour\n", b"one\n")[..], [Done::OtherBytes { .. }]));
+        assert!(matches!(read(b"on", b"one\n")[..], [Done::OtherBytes { .. }]));
+    }
 }

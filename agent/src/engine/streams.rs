@@ -194,6 +194,7 @@ impl Engine {
             generation: named.stream.generation(),
             source,
             from,
+            first_line: (named.first_line.bytes, named.first_line.hash),
             end,
             carry: tail.carry,
             now_ms: now_ms(),

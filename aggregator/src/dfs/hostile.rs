@@ -535,21 +535,32 @@ impl HostileCluster {
     /// What readers see: every file with its bytes.
     #[must_use]
     pub fn files(&self) -> BTreeMap<DfsPath, Bytes> {
-        fn walk(state: &State, id: NodeId, path: &DfsPath, found: &mut BTreeMap<DfsPath, Bytes>) {
+        self.files_up_to(|file| file.synced)
+    }
+
+    fn files_up_to(&self, len: impl Fn(&FileNode) -> usize) -> BTreeMap<DfsPath, Bytes> {
+        let state = self.state();
+        let mut found = BTreeMap::new();
+        let mut open = vec![(DfsPath::base(), ROOT)];
+        while let Some((path, id)) = open.pop() {
             match &state.nodes[&id].0 {
-                Node::Dir(children) => {
-                    for (name, child) in children {
-                        walk(state, *child, &path.join(name), found);
-                    }
-                }
+                Node::Dir(children) => open.extend(children.iter().map(|(name, child)| (path.join(name), *child))),
                 Node::File(file) => {
-                    found.insert(path.clone(), Bytes::copy_from_slice(&file.data[..file.synced]));
+                    found.insert(path, Bytes::copy_from_slice(&file.data[..len(file)]));
                 }
             }
         }
-        let mut found = BTreeMap::new();
-        walk(&self.state(), ROOT, &DfsPath::base(), &mut found);
         found
+    }
+
+    /// Every file with those of its bytes that would be there after a [loss of power](Self::power_loss) now.
+    #[must_use]
+    pub fn durable_files(&self) -> BTreeMap<DfsPath, Bytes> {
+        let now = Instant::now();
+        self.files_up_to(|file| match file.settling {
+            Some((since, synced)) if now.duration_since(since) < SETTLE => synced,
+            _ => file.synced,
+        })
     }
 
     /// What it did so far.

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use tributary_common::http::endpoint::Endpoint;
 use tributary_common::http::pool::Trouble;
 use tributary_common::ids::StreamId;
-use tributary_common::messages::{Answer, PositionsQuery, StreamQuery, Verdict};
+use tributary_common::messages::{Answer, Owner, PositionsQuery, StreamQuery, Verdict};
 use tributary_common::position::Position;
 
 use super::metrics::{EdgeMetrics, ForwardError, Outcome, Reason};
@@ -82,6 +82,9 @@ struct Decided {
 
 struct Ended {
     verdict: Verdict,
+    /// How far the stream was committed: a sender that hears it doesn't begin again before that.
+    committed: Option<Position>,
+    owner: Option<Owner>,
     since: Instant,
 }
 
@@ -154,7 +157,7 @@ impl Core {
     ) -> Self {
         let mut forwarder = Forwarder::new(options.forward, &options.routes);
         for (id, stream) in spool.streams() {
-            forwarder.notice(id, stream.agent.lane(options.lanes), &spool);
+            forwarder.notice(now(), id, stream.agent.lane(options.lanes), &spool);
         }
         let now = now();
         Self {
@@ -338,7 +341,7 @@ impl Core {
             };
             for (id, _) in &one.outcomes {
                 if let Some(stream) = self.spool.stream(*id) {
-                    self.forwarder.notice(*id, stream.agent.lane(self.options.lanes), &self.spool);
+                    self.forwarder.notice(now(), *id, stream.agent.lane(self.options.lanes), &self.spool);
                 }
             }
             // Whoever gave up waiting asks again.
@@ -349,7 +352,8 @@ impl Core {
 
     fn answer(&self, id: StreamId, offer: Option<&Offer>) -> Answer {
         if let Some(ended) = self.ended.get(&id) {
-            return self.last_word(id, &ended.verdict);
+            let Ended { verdict, committed, owner, .. } = ended;
+            return Answer { stream: id, next: None, committed: *committed, owner: *owner, verdict: verdict.clone() };
         }
         let Some(stream) = self.spool.stream(id) else {
             let verdict =
@@ -368,10 +372,6 @@ impl Core {
                 Some(Offer::Diverged) => Verdict::Diverged { history: run.history() },
             },
         }
-    }
-
-    fn last_word(&self, id: StreamId, verdict: &Verdict) -> Answer {
-        Answer { stream: id, next: None, committed: None, owner: None, verdict: verdict.clone() }
     }
 
     // ---- questions
@@ -548,11 +548,13 @@ impl Core {
 
     fn end_stream(&mut self, id: StreamId, verdict: Verdict, now: Instant) {
         let reason = Reason::of(&verdict);
+        let known = self.spool.stream(id);
+        let (committed, owner) = (known.map(|stream| stream.run.committed()), known.and_then(|stream| stream.owner));
         let entries = self.spool.end(id);
         self.forwarder.forget(id);
         tracing::warn!(stream = %id, batches = entries.len(), verdict = reason.label(), "the tier above takes no more of a stream");
         if self.ended.len() < MAX_ENDED {
-            self.ended.insert(id, Ended { verdict, since: now });
+            self.ended.insert(id, Ended { verdict, committed, owner, since: now });
         }
         self.keep_entries(id, reason, entries);
     }

@@ -265,8 +265,8 @@ impl Forwarder {
         }
     }
 
-    /// A stream has, or may have, something new to send.
-    pub fn notice(&mut self, stream: StreamId, lane: LaneId, runs: &impl Runs) {
+    /// A stream has, or may have, something new to send, or to be asked about: the parent may have all of it already.
+    pub fn notice(&mut self, now: Instant, stream: StreamId, lane: LaneId, runs: &impl Runs) {
         let Some(run) = runs.run(stream) else { return };
         let route = self.route_of(lane);
         let flow = self.flows.entry(stream).or_insert_with(|| Flow {
@@ -277,6 +277,9 @@ impl Forwarder {
             sends: 0,
             alone: false,
         });
+        if !run.is_empty() {
+            self.routes[flow.route].next_poll.get_or_insert(now + self.limits.poll_interval);
+        }
         if flow.state == State::Idle && run.safe_from(flow.at).next().is_some() {
             flow.state = State::Queued;
             self.routes[flow.route].queue.push_back(stream);

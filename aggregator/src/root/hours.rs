@@ -10,6 +10,7 @@ use tributary_common::checksum::Checksum;
 use tributary_common::ids::{AgentId, CategoryName, LaneId};
 
 use super::ledger::{AgentCount, HourKey, Seal, SegmentRecord};
+use super::segment::begun;
 
 /// The version of the manifest's and the seal's form.
 pub const FORM_VERSION: u32 = 1;
@@ -62,7 +63,8 @@ pub fn plan_files(segments: &[SegmentRecord], roll_size: u64) -> FilePlan {
         }
     }
     for mut segments in leftovers.into_values() {
-        segments.sort_by(|a, b| a.name.cmp(&b.name));
+        // In the order in which they were begun, so that a stream's lines stay in theirs.
+        segments.sort_by_cached_key(|segment| (begun(&segment.name), segment.name.clone()));
         let mut groups: Vec<(u64, Vec<SegmentRecord>)> = Vec::new();
         for segment in segments {
             match groups.last_mut() {

@@ -90,7 +90,7 @@ pub enum OwnTail {
 
 /// The last bytes of a batch that was sent again and is there already. It shows, together with the batch that follows,
 /// what one alone is too short for.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Echo {
     /// Where the bytes end.
     end: u64,
@@ -98,6 +98,17 @@ struct Echo {
     bytes: Vec<u8>,
     /// Whether they begin at a batch end that is known here, which vouches for what lies before.
     anchored: bool,
+}
+
+impl Echo {
+    /// What of it lies before `at`, where the next batch begins: batches of one run may overlap. None where there is a gap.
+    fn up_to(mut self, at: u64) -> Option<Self> {
+        let beyond = self.end.checked_sub(at)?;
+        let left = (self.bytes.len() as u64).checked_sub(beyond)?;
+        self.bytes.truncate(left as usize);
+        self.end = at;
+        Some(self)
+    }
 }
 
 /// The positions of a stream, as told to those below.
@@ -277,6 +288,14 @@ impl Ingest {
             OwnTail::Hash(_) => Decision::Answer(stream.diverged()),
             // The start, if it is a batch end known here, vouches for all before it.
             OwnTail::TooShort | OwnTail::Altered if known_start => Decision::Take(plan(&stream.has, frames)),
+            // It is the first of its run, and reaches back behind what the sender knows to be committed: whatever came before
+            // it is gone there, so it will never show more.
+            OwnTail::TooShort
+                if batch.start.offset < batch.committed.offset
+                    && batch.committed.offset >= stream.committed().offset =>
+            {
+                Decision::Answer(stream.diverged())
+            }
             OwnTail::TooShort => {
                 // Its run begins at the highest committed position that it knows, and it will know this answer's.
                 let committed = stream.committed();
@@ -290,7 +309,7 @@ impl Ingest {
     /// order; none where records were altered.
     pub fn heard(&mut self, batch: &BatchHeader, pieces: Option<Vec<(u64, &[u8])>>) {
         let Some(stream) = self.streams.get_mut(&batch.stream) else { return };
-        let before = stream.echo.take().filter(|echo| echo.end == batch.start.offset);
+        let before = stream.echo.take().and_then(|echo| echo.up_to(batch.start.offset));
         let known_start = stream.ends.get(&batch.start.offset) == Some(&batch.start.tail);
         let Some(pieces) = pieces else { return };
         let (mut bytes, mut anchored) = before.map_or((Vec::new(), known_start), |echo| (echo.bytes, echo.anchored));
@@ -315,8 +334,8 @@ impl Ingest {
         if from >= batch.start.offset {
             return OwnTail::Hash(TailHash::of(&own));
         }
-        let echo = self.streams.get(&batch.stream).and_then(|stream| stream.echo.as_ref());
-        match echo.filter(|echo| echo.end == batch.start.offset) {
+        let echo = self.streams.get(&batch.stream).and_then(|stream| stream.echo.clone());
+        match echo.and_then(|echo| echo.up_to(batch.start.offset)) {
             Some(echo) if echo.bytes.len() as u64 >= batch.start.offset - from => {
                 OwnTail::Hash(TailHash::of(&[&echo.bytes[..], &own[..]].concat()))
             }

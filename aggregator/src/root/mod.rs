@@ -156,6 +156,16 @@ impl Root {
         }
     }
 
+    /// Ends the lanes' tasks in the middle of whatever they do, as a crash would; what they started beside them goes on.
+    #[cfg(any(test, feature = "test-support"))]
+    pub fn abandon(&self) {
+        for slot in self.lanes.values() {
+            if let Some(task) = slot.task.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                task.abort();
+            }
+        }
+    }
+
     /// The counters of each lane.
     pub fn metrics(&self) -> impl Iterator<Item = (LaneId, &LaneMetrics)> {
         self.lanes.iter().map(|(lane, slot)| (*lane, &slot.metrics))

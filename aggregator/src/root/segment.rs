@@ -30,6 +30,14 @@ pub fn file_name(key: &HourKey, codec: Codec, lane: LaneId, epoch: Epoch, id: Se
     format!("{}.{}.l{lane}-e{epoch}-{}.{}", key.category, key.bucket.file_label(), id.0, codec.extension())
 }
 
+/// When a segment of this [name](file_name) was begun, among those of its lane: the epoch and the number in it.
+#[must_use]
+pub fn begun(name: &str) -> Option<(u64, u64)> {
+    let (_, numbers) = name.rsplit_once("-e").filter(|(before, _)| before.contains(".l"))?;
+    let (epoch, rest) = numbers.split_once('-')?;
+    Some((epoch.parse().ok()?, rest.split('.').next()?.parse().ok()?))
+}
+
 /// A segment that is being written.
 #[derive(Debug)]
 pub struct Segment {

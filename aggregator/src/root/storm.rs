@@ -83,16 +83,7 @@ impl Process {
     /// Ends it; what it has under way on the file system fails from now on.
     fn crash(&self, cluster: &HostileCluster) {
         cluster.crash(&self.dfs);
-        self.abandon();
-    }
-
-    /// Ends the lanes' tasks only: writers and steps that they started go on.
-    fn abandon(&self) {
-        for slot in self.root.lanes.values() {
-            if let Some(task) = slot.task.lock().expect("not poisoned").take() {
-                task.abort();
-            }
-        }
+        self.root.abandon();
     }
 }
 
@@ -265,7 +256,7 @@ async fn storm(seed: u64) -> Told {
                 // Its lanes' tasks are gone, its writers go on, and it starts again beside them.
                 1 => {
                     if let Some(process) = seats[which].process.take() {
-                        process.abandon();
+                        process.root.abandon();
                         seats[which].back = Some(now);
                     }
                 }
@@ -357,7 +348,7 @@ async fn storm(seed: u64) -> Told {
     expected.sort();
     let found = lines(&cluster);
     assert!(found == expected, "seed {seed}: {} lines were found, {} were written", found.len(), expected.len());
-    seats.iter().filter_map(|seat| seat.process.as_ref()).for_each(Process::abandon);
+    seats.iter().filter_map(|seat| seat.process.as_ref()).for_each(|process| process.root.abandon());
     manifests_tell_the_truth(&cluster);
     told.cruelties = cluster.cruelties();
     told

@@ -97,7 +97,7 @@ impl Setup {
     }
 
     fn notice(&mut self) {
-        self.forwarder.notice(S, LaneId(0), &self.held);
+        self.forwarder.notice(self.now, S, LaneId(0), &self.held);
     }
 
     fn next(&mut self) -> Option<Outgoing> {
@@ -279,7 +279,7 @@ fn one_bad_batch_is_found_among_good_ones() {
     let mut setup = Setup::with_batches(2);
     let other = StreamId(2);
     setup.held.offer(other, 0, 10, 0);
-    setup.forwarder.notice(other, LaneId(0), &setup.held);
+    setup.forwarder.notice(setup.now, other, LaneId(0), &setup.held);
     let rejected = Failure::Rejected { error: "batch 1 is bad".into() };
     let mut ended = Vec::new();
     let mut good = 0;
@@ -352,7 +352,7 @@ proptest! {
                     held.offer(id, start, end, told[&id]);
                     ends.insert(id, held.runs[&id].next().offset);
                     told.insert(id, held.runs[&id].committed().offset);
-                    forwarder.notice(id, LaneId(0), &held);
+                    forwarder.notice(now, id, LaneId(0), &held);
                 }
                 // A parent's spool becomes durable, or is lost.
                 3 => {
@@ -434,8 +434,8 @@ fn a_redirect_is_followed_and_remembered_for_the_lane_only() {
     let mut forwarder = Forwarder::new(ForwardLimits::default(), &[endpoints(3), endpoints(3)]);
     held.offer(S, 0, 100, 0);
     held.offer(other, 0, 100, 0);
-    forwarder.notice(S, LaneId(0), &held);
-    forwarder.notice(other, LaneId(1), &held);
+    forwarder.notice(Instant::now(), S, LaneId(0), &held);
+    forwarder.notice(Instant::now(), other, LaneId(1), &held);
     let now = Instant::now();
     let first = forwarder.next_request(now, &held).expect("there is something to send");
     let second = forwarder.next_request(now, &held).expect("there is something to send");
@@ -446,7 +446,7 @@ fn a_redirect_is_followed_and_remembered_for_the_lane_only() {
     assert_eq!((again.route, again.node, &again.ask), (0, 2, &first.ask));
     forwarder.answered(now, again.id, &[answer(Some(100), Some(0), Verdict::Ok)], &held, 0);
     held.offer(S, 100, 200, 0);
-    forwarder.notice(S, LaneId(0), &held);
+    forwarder.notice(Instant::now(), S, LaneId(0), &held);
     let much_later = now + Duration::from_secs(86_400);
     let next = std::iter::from_fn(|| forwarder.next_request(much_later, &held));
     let nodes: Vec<_> = next.map(|outgoing| (outgoing.route, outgoing.node)).collect();
@@ -459,7 +459,7 @@ fn a_redirect_to_a_node_that_is_not_in_the_topology_is_not_followed() {
     let mut held = Held::default();
     let mut forwarder = forwarder(2);
     held.offer(S, 0, 100, 0);
-    forwarder.notice(S, LaneId(0), &held);
+    forwarder.notice(Instant::now(), S, LaneId(0), &held);
     let now = Instant::now();
     let first = forwarder.next_request(now, &held).expect("there is something to send");
     let moved = Failure::Moved(Endpoint::at("evil.example:1").expect("valid"));
@@ -472,7 +472,7 @@ fn a_node_that_is_being_emptied_is_left_at_once_and_without_a_failure() {
     let mut held = Held::default();
     let mut forwarder = forwarder(2);
     held.offer(S, 0, 100, 0);
-    forwarder.notice(S, LaneId(0), &held);
+    forwarder.notice(Instant::now(), S, LaneId(0), &held);
     let now = Instant::now();
     let first = forwarder.next_request(now, &held).expect("there is something to send");
     forwarder.failed(now, first.id, &Failure::Declined(Some(Duration::from_secs(5))), &held, 0);
@@ -488,7 +488,7 @@ fn connections_are_made_anew_when_they_are_old_also_when_there_is_always_somethi
     let mut forwarder = Forwarder::new(limits, &[endpoints(1)]);
     for stream in 1..=2 {
         held.offer(StreamId(stream), 0, 100, 0);
-        forwarder.notice(StreamId(stream), LaneId(0), &held);
+        forwarder.notice(Instant::now(), StreamId(stream), LaneId(0), &held);
     }
     let now = Instant::now();
     let reconnects = |forwarder: &mut Forwarder, at: Instant, held: &Held| {
@@ -497,4 +497,20 @@ fn connections_are_made_anew_when_they_are_old_also_when_there_is_always_somethi
     assert!(reconnects(&mut forwarder, now, &held), "the first one connects");
     // The first request is under way all the while.
     assert!(reconnects(&mut forwarder, now + 2 * age, &held));
+}
+
+#[test]
+fn what_the_parent_has_already_is_asked_about_until_it_is_committed() {
+    let mut setup = Setup::with_batches(1);
+    let sent = setup.next().expect("there is something to send");
+    setup.answered(&sent, &[answer(Some(100), Some(0), Verdict::Ok)]);
+    // The batch can't be read any more; nothing is held for a while, and then its sender brings it again.
+    let held = std::mem::take(&mut setup.held);
+    setup.now += Duration::from_secs(60);
+    assert_eq!(setup.next(), None);
+    setup.held = held;
+    setup.notice();
+    setup.now += Duration::from_secs(60);
+    let asked = setup.next().expect("it is asked about");
+    assert!(matches!(asked.ask, Ask::Positions(_)), "{asked:?}");
 }
