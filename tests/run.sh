@@ -61,6 +61,7 @@ summary() {
 
 if $quick; then
     cargo test --workspace --exclude tributary-tests --no-fail-fast 2>&1 | tee "$output" || status=$?
+    cargo test -p tributary-tests --test simulation 2>&1 | tee -a "$output" || status=$?
     summary
 fi
 

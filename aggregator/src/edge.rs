@@ -208,8 +208,9 @@ impl Edge {
         metrics: Arc<EdgeMetrics>,
     ) -> Result<(Self, impl Future<Output = Result<(), SyncFailed>> + Send + 'static), StartError> {
         let (max_set_aside, limits) = (options.max_set_aside_bytes, options.spool);
+        let clock = surroundings.clock.clone();
         let opened = surroundings.blocking.run(move || {
-            let set_aside = SetAside::open(Arc::clone(&folders.set_aside), max_set_aside)
+            let set_aside = SetAside::open(Arc::clone(&folders.set_aside), max_set_aside, clock)
                 .map_err(|error| StartError::Folder { path: folders.set_aside.describe().into(), error })?;
             let (spool, recovery) = Spool::open(Arc::clone(&folders.spool), &set_aside, limits)?;
             Ok::<_, StartError>((Opened { spool, set_aside, lock: folders.lock }, recovery))

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 
 use crate::spool::io::{Folder, FolderFile};
+use crate::surroundings::WallClock;
 
 /// How much is copied at once.
 const PIECE_BYTES: usize = 1 << 20;
@@ -59,14 +60,17 @@ pub struct SetAside {
     folder: Arc<dyn Folder>,
     max_bytes: u64,
     held: Mutex<u64>,
+    clock: WallClock,
 }
 
 impl SetAside {
+    /// The folder, with at most `max_bytes` in it. Files are named by the time of `clock`.
+    ///
     /// # Errors
     /// When the folder can't be listed.
-    pub fn open(folder: Arc<dyn Folder>, max_bytes: u64) -> io::Result<Self> {
+    pub fn open(folder: Arc<dyn Folder>, max_bytes: u64, clock: WallClock) -> io::Result<Self> {
         let held = folder.list()?.iter().map(|(_, len)| len).sum();
-        Ok(Self { folder, max_bytes, held: Mutex::new(held) })
+        Ok(Self { folder, max_bytes, held: Mutex::new(held), clock })
     }
 
     /// Bytes in it.
@@ -97,7 +101,8 @@ impl SetAside {
     }
 
     fn copy(&self, label: &str, pieces: &[Piece]) -> io::Result<String> {
-        let time = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ").to_string();
+        let now = jiff::Timestamp::from_millisecond(self.clock.now_ms()).unwrap_or_default();
+        let time = now.strftime("%Y%m%dT%H%M%SZ").to_string();
         let (name, file) = (0..1000)
             .find_map(|n| {
                 let name = if n == 0 { format!("{time}-{label}") } else { format!("{time}-{n}-{label}") };

@@ -19,7 +19,8 @@ impl Disk {
     }
 
     fn open_with(&self, limits: SpoolLimits) -> (Spool, Recovery) {
-        let set_aside = SetAside::open(self.set_aside.folder(), 1 << 30).expect("opens");
+        let set_aside =
+            SetAside::open(self.set_aside.folder(), 1 << 30, crate::surroundings::WallClock::system()).expect("opens");
         Spool::open(self.spool.folder(), &set_aside, limits).expect("opens")
     }
 

@@ -1,0 +1,295 @@
+//! Looks at what is answered and at what readers see, while a run goes on and at its end.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use http::StatusCode;
+use tributary_aggregator::dfs::DfsPath;
+use tributary_aggregator::dfs::hostile::HostileCluster;
+use tributary_common::frame::{FrameHeader, Peek};
+use tributary_common::ids::StreamId;
+use tributary_common::messages::Answers;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::chance::{Trace, locked};
+use crate::server::Server;
+
+/// A range of a stream's bytes.
+type Span = (StreamId, u64, u64);
+
+/// The frames of a file, as far as they were read.
+#[derive(Default)]
+struct Scanned {
+    len: usize,
+    spans: Vec<Span>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Where streams begin; what lies before belongs to others.
+    bases: BTreeMap<StreamId, u64>,
+    /// How far streams were found to be durable.
+    durable: BTreeMap<StreamId, u64>,
+    scanned: BTreeMap<DfsPath, Scanned>,
+    published: BTreeMap<DfsPath, Bytes>,
+    broken: Vec<String>,
+    /// Whether files lose bytes, so that streams may diverge.
+    files_change: bool,
+    looks: u64,
+    diverged: u64,
+    out_of_order: u64,
+}
+
+#[derive(Clone)]
+pub(crate) struct Judge {
+    cluster: HostileCluster,
+    trace: Trace,
+    state: Arc<Mutex<State>>,
+}
+
+/// What a run came to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Verdicts {
+    /// Lines that were written.
+    pub(crate) lines: u64,
+    /// Lines that are missing, as they may.
+    pub(crate) missing: u64,
+    /// Lines that are there twice, as they may.
+    pub(crate) doubled: u64,
+    /// How often it was looked whether something that was answered `committed` is durable.
+    pub(crate) looks: u64,
+    /// Streams that diverged.
+    pub(crate) diverged: u64,
+    /// Bytes that a writer lost, and that stand behind later ones of their stream in a file.
+    pub(crate) out_of_order: u64,
+}
+
+fn is_visible(path: &DfsPath) -> bool {
+    path.as_str().starts_with("app/") && !path.as_str().split('/').any(|part| part.starts_with('.'))
+}
+
+fn is_data(path: &DfsPath) -> bool {
+    path.name().ends_with(".gz")
+}
+
+/// The frames in `bytes` from `from` on that are whole. Returns where they end.
+fn scan(bytes: &[u8], mut from: usize, spans: &mut Vec<Span>) -> usize {
+    while let Ok(Peek::Header(header)) = FrameHeader::peek(&bytes[from..]) {
+        let Some(frame) = bytes.get(from..from + header.frame_len as usize) else { break };
+        if FrameHeader::verify(frame).is_err() {
+            break;
+        }
+        for slice in &header.slices {
+            spans.extend(slice.runs.iter().map(|run| (slice.stream, run.start, run.start + run.len)));
+        }
+        from += frame.len();
+    }
+    from
+}
+
+impl Judge {
+    pub(crate) fn new(cluster: HostileCluster, trace: Trace, files_change: bool) -> Self {
+        let state = State { files_change, ..State::default() };
+        Self { cluster, trace, state: Arc::new(Mutex::new(state)) }
+    }
+
+    /// Something happened that must not.
+    pub(crate) fn broken(&self, what: String) {
+        self.trace.add(|| format!("BROKEN: {what}"));
+        locked(&self.state).broken.push(what);
+    }
+
+    /// A stream begins there.
+    pub(crate) fn base(&self, stream: StreamId, offset: u64) {
+        let mut state = locked(&self.state);
+        let base = state.bases.entry(stream).or_insert(offset);
+        *base = (*base).min(offset);
+    }
+
+    /// An agent was told that its file is another one than its stream, or found it out.
+    pub(crate) fn diverged(&self, agent: &str) {
+        self.trace.add(|| format!("{agent}: diverged"));
+        locked(&self.state).diverged += 1;
+    }
+
+    /// An agent treats a file as another one than before.
+    pub(crate) fn changed(&self, what: &str) {
+        self.trace.add(|| what.to_owned());
+        let mut state = locked(&self.state);
+        if !state.files_change {
+            state.broken.push(format!("{what}, and no file ever changed"));
+        }
+    }
+
+    /// A node answers. What it calls committed is durable at this moment.
+    pub(crate) fn answered(&self, node: &str, status: StatusCode, body: &[u8]) {
+        if status != StatusCode::OK {
+            return;
+        }
+        let Ok(answers) = serde_json::from_slice::<Answers>(body) else { return };
+        for answer in answers.answers {
+            let Some(committed) = answer.committed else { continue };
+            let known = {
+                let state = locked(&self.state);
+                let base = state.bases.get(&answer.stream).copied().unwrap_or(0);
+                state.durable.get(&answer.stream).copied().unwrap_or(0).max(base)
+            };
+            if committed.offset <= known {
+                continue;
+            }
+            let durable = self.look_how_far(answer.stream, known);
+            if durable < committed.offset {
+                self.broken(format!(
+                    "{node} answers that stream {} is committed up to {}, and {durable} bytes are durable",
+                    answer.stream, committed.offset
+                ));
+            }
+        }
+    }
+
+    /// How far a stream is durable: what would be there if all machines lost their power now.
+    fn look_how_far(&self, stream: StreamId, known: u64) -> u64 {
+        let files = self.cluster.durable_files();
+        let mut state = locked(&self.state);
+        state.looks += 1;
+        state.scanned.retain(|path, scanned| files.get(path).is_some_and(|bytes| bytes.len() >= scanned.len));
+        let mut spans: Vec<(u64, u64)> = Vec::new();
+        for (path, bytes) in files.iter().filter(|(path, _)| is_data(path)) {
+            let scanned = state.scanned.entry(path.clone()).or_default();
+            if scanned.len < bytes.len() {
+                scanned.len = scan(bytes, scanned.len, &mut scanned.spans);
+            }
+            spans.extend(scanned.spans.iter().filter(|span| span.0 == stream).map(|span| (span.1, span.2)));
+        }
+        spans.sort_unstable();
+        let durable = spans.into_iter().fold(known, |end, (from, to)| if from <= end { end.max(to) } else { end });
+        state.durable.insert(stream, durable);
+        durable
+    }
+
+    /// Every published file stays as it was when it was seen first; only `_late` gets new ones.
+    pub(crate) fn look_at_published(&self) {
+        let files: BTreeMap<DfsPath, Bytes> =
+            self.cluster.files().into_iter().filter(|(path, _)| is_visible(path)).collect();
+        let mut broken = Vec::new();
+        let mut state = locked(&self.state);
+        for (path, bytes) in &state.published {
+            if files.get(path) != Some(bytes) {
+                broken.push(format!("{path} was changed after it was published"));
+            }
+        }
+        let known: BTreeSet<Option<DfsPath>> = state.published.keys().map(DfsPath::parent).collect();
+        for (path, bytes) in files {
+            if state.published.contains_key(&path) {
+                continue;
+            }
+            let hour = path.parent();
+            if known.contains(&hour) && hour.as_ref().is_none_or(|hour| hour.name() != "_late") {
+                broken.push(format!("{path} was added to a published hour"));
+            }
+            self.trace.add(|| format!("published {path} {} bytes {:016x}", bytes.len(), xxh3_64(&bytes)));
+            if is_data(&path) {
+                let late = out_of_order(&path, &bytes);
+                // What a writer lost that failed is sent again, and comes behind what came through.
+                if self.cluster.cruelties().recoveries == 0 {
+                    broken.extend(late);
+                } else {
+                    state.out_of_order += late.len() as u64;
+                }
+            }
+            state.published.insert(path, bytes);
+        }
+        drop(state);
+        broken.into_iter().for_each(|what| self.broken(what));
+    }
+
+    /// What was found to be wrong so far.
+    pub(crate) fn findings(&self) -> Vec<String> {
+        locked(&self.state).broken.clone()
+    }
+
+    /// Data files that no reader sees. An unfinished join may stay until the lane has another owner.
+    pub(crate) fn unpublished(&self) -> Vec<DfsPath> {
+        let files = self.cluster.files().into_keys();
+        let is_join = |path: &DfsPath| path.name().starts_with(tributary_aggregator::root::hours::JOIN_PREFIX);
+        files.filter(|path| !is_visible(path) && is_data(path) && !is_join(path)).collect()
+    }
+
+    /// How often each line is there for readers.
+    fn counts(&self) -> BTreeMap<String, u64> {
+        let mut counts = BTreeMap::new();
+        for (path, bytes) in self.cluster.files() {
+            if is_visible(&path) && is_data(&path) {
+                let mut text = String::new();
+                flate2::read::MultiGzDecoder::new(&bytes[..]).read_to_string(&mut text).expect("an ordinary gzip file");
+                for line in text.lines() {
+                    // Of a torn line, all of it says which one it is.
+                    let name = line.split(' ').nth(1).unwrap_or(line);
+                    *counts.entry(name.to_owned()).or_insert(0) += 1;
+                }
+            }
+        }
+        counts
+    }
+
+    /// Lines that have to be there and are not.
+    pub(crate) fn missing(&self, servers: &[Arc<Server>]) -> Vec<String> {
+        let counts = self.counts();
+        let mut missing = Vec::new();
+        for server in servers {
+            let (written, may_miss, _) = server.fates();
+            missing.extend(written.into_iter().filter(|line| !counts.contains_key(line) && !may_miss.contains(line)));
+        }
+        missing
+    }
+
+    /// The last word.
+    pub(crate) fn end(&self, servers: &[Arc<Server>]) -> Verdicts {
+        self.look_at_published();
+        let mut counts = self.counts();
+        let mut verdicts = Verdicts::default();
+        for server in servers {
+            let (written, may_miss, may_double) = server.fates();
+            for line in written {
+                verdicts.lines += 1;
+                match counts.remove(&line).unwrap_or(0) {
+                    1 => {}
+                    0 if may_miss.contains(&line) => verdicts.missing += 1,
+                    0 => self.broken(format!("line {line} is missing")),
+                    2 if may_double.contains(&line) => verdicts.doubled += 1,
+                    _ if may_double.contains(&line) => verdicts.doubled += 1,
+                    count => self.broken(format!("line {line} is there {count} times")),
+                }
+            }
+        }
+        for line in counts.into_keys() {
+            self.broken(format!("line {line} was never written"));
+        }
+        let state = locked(&self.state);
+        verdicts.looks = state.looks;
+        verdicts.diverged = state.diverged;
+        verdicts.out_of_order = state.out_of_order;
+        verdicts
+    }
+}
+
+/// The streams whose bytes don't stand in their order in a file.
+fn out_of_order(path: &DfsPath, bytes: &[u8]) -> Vec<String> {
+    let mut spans = Vec::new();
+    let end = scan(bytes, 0, &mut spans);
+    let mut wrong = Vec::new();
+    if end < bytes.len() {
+        wrong.push(format!("{path} has {} bytes behind its last whole frame", bytes.len() - end));
+    }
+    let mut ends: BTreeMap<StreamId, u64> = BTreeMap::new();
+    for (stream, from, to) in spans {
+        let end = ends.entry(stream).or_default();
+        if from < *end {
+            wrong.push(format!("{path} has bytes {from} to {to} of stream {stream} behind those before {end}"));
+        }
+        *end = to;
+    }
+    wrong
+}

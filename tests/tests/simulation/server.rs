@@ -1,0 +1,261 @@
+//! An app server: its log files, which programs write, rotate, empty and restore, and the agent's database on it.
+//!
+//! It also keeps count of which lines may be missing, or there twice, in the end: those exceptions that the design names.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use tributary_agent::identity::ReadAt;
+use tributary_common::ids::{AgentId, StreamId};
+use tributary_common::position::Position;
+
+use crate::chance::{Chance, Trace, locked};
+
+#[derive(Default)]
+struct Content {
+    bytes: Vec<u8>,
+    /// The end and the name of each line.
+    lines: Vec<(u64, String)>,
+    /// The beginning of a line whose end is still to be written.
+    begun: Option<(String, Vec<u8>)>,
+    rotated: bool,
+    changes: u64,
+}
+
+/// One log file.
+pub(crate) struct LogFile {
+    pub(crate) inode: u64,
+    content: Mutex<Content>,
+}
+
+/// What an agent sees of a file without reading it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Facts {
+    pub(crate) size: u64,
+    pub(crate) rotated: bool,
+    /// Grows with every change, as the time of the last change does.
+    pub(crate) changes: u64,
+}
+
+impl LogFile {
+    pub(crate) fn facts(&self) -> Facts {
+        let content = locked(&self.content);
+        Facts { size: content.bytes.len() as u64, rotated: content.rotated, changes: content.changes }
+    }
+}
+
+impl ReadAt for LogFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let content = locked(&self.content);
+        let rest = content.bytes.get(offset as usize..).unwrap_or(&[]);
+        let len = rest.len().min(buffer.len());
+        buffer[..len].copy_from_slice(&rest[..len]);
+        Ok(len)
+    }
+}
+
+/// What an agent remembers of a file.
+#[derive(Debug, Clone)]
+pub(crate) struct Checkpoint {
+    pub(crate) first_line: Vec<u8>,
+    pub(crate) stream: StreamId,
+    pub(crate) base: Position,
+    pub(crate) committed: Position,
+    pub(crate) history: Vec<Position>,
+}
+
+/// The agent's database.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Database {
+    pub(crate) files: BTreeMap<u64, Checkpoint>,
+    pub(crate) taken: BTreeSet<StreamId>,
+}
+
+/// How far a file is shipped, as its agent has it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Shipped {
+    pub(crate) stream: Option<StreamId>,
+    pub(crate) committed: u64,
+    /// The positions that the agent knows the file to have had.
+    pub(crate) known: Vec<u64>,
+    /// Whether the whole file is committed, as it is now.
+    pub(crate) all: bool,
+    pub(crate) state: String,
+}
+
+#[derive(Default)]
+struct Fates {
+    written: Vec<String>,
+    may_miss: BTreeSet<String>,
+    may_double: BTreeSet<String>,
+    /// What was shown of a file when it lost bytes: of another content.
+    outdated: BTreeMap<u64, Option<StreamId>>,
+    next_inode: u64,
+}
+
+/// One server.
+pub(crate) struct Server {
+    pub(crate) agent: AgentId,
+    files: Mutex<Vec<Arc<LogFile>>>,
+    pub(crate) database: Mutex<Database>,
+    pub(crate) shipped: Mutex<BTreeMap<u64, Shipped>>,
+    fates: Mutex<Fates>,
+    chance: Chance,
+    trace: Trace,
+}
+
+impl Server {
+    pub(crate) fn new(name: &str, logs: usize, chance: Chance, trace: Trace) -> Self {
+        let server = Self {
+            agent: name.parse().expect("a good name"),
+            files: Mutex::default(),
+            database: Mutex::default(),
+            shipped: Mutex::default(),
+            fates: Mutex::default(),
+            chance,
+            trace,
+        };
+        (0..logs).for_each(|_| server.create());
+        server
+    }
+
+    pub(crate) fn files(&self) -> Vec<Arc<LogFile>> {
+        locked(&self.files).clone()
+    }
+
+    fn create(&self) {
+        let mut fates = locked(&self.fates);
+        fates.next_inode += 1;
+        let file = LogFile { inode: fates.next_inode, content: Mutex::default() };
+        locked(&self.files).push(Arc::new(file));
+    }
+
+    /// One of the files that are being written.
+    fn any_live(&self) -> Option<Arc<LogFile>> {
+        let live: Vec<_> = self.files().into_iter().filter(|file| !file.facts().rotated).collect();
+        live.get(self.chance.index(live.len())).cloned()
+    }
+
+    /// Programs write some lines, the last of which may be there only in part at first.
+    pub(crate) fn write(&self, count: u64, now_ms: i64) {
+        let Some(file) = self.any_live() else { return };
+        let mut content = locked(&file.content);
+        self.finish_line(&mut content);
+        for n in 0..count {
+            let mut fates = locked(&self.fates);
+            let name = format!("{}/{}/{}", self.agent, file.inode, fates.written.len());
+            fates.written.push(name.clone());
+            drop(fates);
+            // Lines of one time and of times that go back.
+            let time_ms = now_ms - self.chance.below(if self.chance.one_in(20) { 90_000 } else { 1_500 }) as i64;
+            let padding = "x".repeat(self.chance.index(70));
+            let mut line = format!("{time_ms} {name} {padding}").into_bytes();
+            line.push(b'\n');
+            let rest = if n + 1 == count && self.chance.one_in(4) { 1 + self.chance.index(line.len() - 1) } else { 0 };
+            let later = line.split_off(line.len() - rest);
+            content.bytes.extend_from_slice(&line);
+            if later.is_empty() {
+                let end = content.bytes.len() as u64;
+                content.lines.push((end, name));
+            } else {
+                content.begun = Some((name, later));
+            }
+        }
+        content.changes += 1;
+        self.trace.add(|| format!("{} file {} has {} bytes", self.agent, file.inode, content.bytes.len()));
+    }
+
+    fn finish_line(&self, content: &mut Content) {
+        if let Some((name, rest)) = content.begun.take() {
+            content.bytes.extend_from_slice(&rest);
+            let end = content.bytes.len() as u64;
+            content.lines.push((end, name));
+            content.changes += 1;
+        }
+    }
+
+    /// All lines that were begun are ended.
+    pub(crate) fn finish_lines(&self) {
+        for file in self.files() {
+            self.finish_line(&mut locked(&file.content));
+        }
+    }
+
+    /// A file is renamed, and another one begun under its name.
+    pub(crate) fn rotate(&self) {
+        let Some(file) = self.any_live() else { return };
+        let mut content = locked(&file.content);
+        if content.lines.is_empty() {
+            return;
+        }
+        self.finish_line(&mut content);
+        content.rotated = true;
+        content.changes += 1;
+        drop(content);
+        self.trace.add(|| format!("{} file {} is rotated", self.agent, file.inode));
+        self.create();
+    }
+
+    /// How far the present content of a file is committed for certain.
+    fn committed(&self, inode: u64, fates: &Fates) -> u64 {
+        let shipped = locked(&self.shipped);
+        let Some(shown) = shipped.get(&inode) else { return 0 };
+        match fates.outdated.get(&inode) {
+            Some(outdated) if *outdated == shown.stream => 0,
+            _ => shown.committed,
+        }
+    }
+
+    /// A file loses its end, from somewhere in its `percent` on, and goes on with other lines: emptied where that is 0, brought
+    /// back as it had been once where it is more.
+    pub(crate) fn cut_off(&self, percent: u64, now_ms: i64) {
+        let Some(file) = self.any_live() else { return };
+        let mut content = locked(&file.content);
+        self.finish_line(&mut content);
+        let keep = content.lines.len() * percent as usize / 100;
+        let len = keep.checked_sub(1).map_or(0, |last| content.lines[last].0);
+        let mut fates = locked(&self.fates);
+        let committed = self.committed(file.inode, &fates);
+        if keep > 0 && committed < content.bytes.len() as u64 {
+            // What is on its way of such a file, under a name that it shares with what comes back, can't be told from that.
+            return;
+        }
+        let known = locked(&self.shipped).get(&file.inode).map(|shown| shown.known.clone()).unwrap_or_default();
+        let common = known.into_iter().filter(|at| *at <= len && *at <= committed).max().unwrap_or(0);
+        for (end, name) in content.lines.split_off(keep) {
+            if end > committed {
+                fates.may_miss.insert(name);
+            }
+        }
+        for (_, name) in content.lines.iter().filter(|(end, _)| *end > common) {
+            fates.may_double.insert(name.clone());
+        }
+        let stream = locked(&self.shipped).get(&file.inode).and_then(|shown| shown.stream);
+        fates.outdated.insert(file.inode, stream);
+        drop(fates);
+        content.bytes.truncate(len as usize);
+        content.changes += 1;
+        drop(content);
+        self.trace.add(|| format!("{} file {} is cut to {len} bytes", self.agent, file.inode));
+        self.write(1, now_ms);
+    }
+
+    /// The agent's database is gone, or older than it was.
+    pub(crate) fn replace_database(&self, with: Database) {
+        *locked(&self.database) = with;
+        self.trace.add(|| format!("{} has another database", self.agent));
+    }
+
+    /// Whether everything is committed.
+    pub(crate) fn is_done(&self) -> bool {
+        let shipped = locked(&self.shipped);
+        self.files().iter().all(|file| file.facts().size == 0 || shipped.get(&file.inode).is_some_and(|one| one.all))
+    }
+
+    /// What became of lines: what was written, what of it may be missing, what of it may be there twice.
+    pub(crate) fn fates(&self) -> (Vec<String>, BTreeSet<String>, BTreeSet<String>) {
+        let fates = locked(&self.fates);
+        (fates.written.clone(), fates.may_miss.clone(), fates.may_double.clone())
+    }
+}
