@@ -7,3 +7,4 @@ mod rotation;
 mod scale;
 mod shipping;
 mod support;
+mod times;

@@ -489,7 +489,10 @@ impl Scene {
     }
 
     fn config_text(&self) -> String {
-        let endpoints: Vec<String> = self.edges.iter().map(|edge| format!("{:?}", edge.url)).collect();
+        let mut endpoints: Vec<String> = self.edges.iter().map(|edge| format!("{:?}", edge.url)).collect();
+        if endpoints.is_empty() {
+            endpoints.push("\"http://127.0.0.1:1\"".into());
+        }
         format!(
             "endpoints = [{}]\nagent_id = \"web-1\"\ndata_dir = {:?}\nrefresh_interval = {:?}\ndrain_timeout = \"5s\"\n{}\n\
              batch = {{ max_bytes = \"64 KiB\", timeout = \"10ms\" }}\nhttp = {{ {} }}\n\
@@ -503,6 +506,11 @@ impl Scene {
             self.log(self.include),
             self.source
         )
+    }
+
+    /// Its sources.
+    pub(crate) fn sources(&self) -> Vec<tributary_agent::config::Source> {
+        self.config().sources
     }
 
     /// Writes the agent's configuration down; returns where.
