@@ -3,7 +3,7 @@
 
 use rusqlite::Connection;
 
-use crate::support::{MemoryDisk, Scene, append, lines, wait_for};
+use crate::support::{Disk, Scene, append, lines, wait_for};
 
 /// Offsets that the database says to be committed.
 fn committed(scene: &Scene) -> Vec<i64> {
@@ -111,7 +111,7 @@ async fn a_database_that_another_process_has_locked_is_waited_for() {
 #[tokio::test]
 async fn a_disk_that_is_read_only_is_waited_for() {
     let mut scene = Scene::new(1).await.answers_operators();
-    let Some(disk) = MemoryDisk::mount(scene.dir().join("disk"), "4m") else { return };
+    let Some(disk) = Disk::in_memory(scene.dir().join("disk"), "4m") else { return };
     scene.data_dir = Some(disk.path().join("data"));
     append(&scene.log("a.log"), &lines(0..1000));
     scene.once().await.expect("shipped");
@@ -131,7 +131,7 @@ async fn a_disk_that_is_read_only_is_waited_for() {
 #[tokio::test]
 async fn a_disk_that_is_full_is_waited_for() {
     let mut scene = Scene::new(1).await.answers_operators();
-    let Some(disk) = MemoryDisk::mount(scene.dir().join("disk"), "1m") else { return };
+    let Some(disk) = Disk::in_memory(scene.dir().join("disk"), "1m") else { return };
     scene.data_dir = Some(disk.path().join("data"));
     let ballast = disk.path().join("ballast");
     let fill = || {

@@ -3,6 +3,7 @@
 mod chaos;
 mod content;
 mod database;
+mod filesystems;
 mod rotation;
 mod scale;
 mod shipping;

@@ -611,19 +611,23 @@ impl Scene {
     }
 }
 
-/// A file system in memory, of a size; unmounted in the end.
-pub(crate) struct MemoryDisk(PathBuf);
+/// A file system of its own; unmounted in the end.
+pub(crate) struct Disk(PathBuf);
 
-impl MemoryDisk {
-    /// Mounts it at `path`. None, and a word about it, where that is not permitted.
-    pub(crate) fn mount(path: PathBuf, size: &str) -> Option<Self> {
+impl Disk {
+    /// Mounts a file system in memory at `path`. None, and a word about it, where that is not permitted.
+    pub(crate) fn in_memory(path: PathBuf, size: &str) -> Option<Self> {
+        Self::mount(path, "tmpfs", &format!("size={size}"))
+    }
+
+    /// Mounts a file system of this type at `path`. None, and a word about it, where that is not permitted.
+    pub(crate) fn mount(path: PathBuf, kind: &str, options: &str) -> Option<Self> {
         std::fs::create_dir_all(&path).expect("made");
         let mut mount = std::process::Command::new("mount");
-        let output = mount.args(["-t", "tmpfs", "-o"]).arg(format!("size={size}")).arg("tmpfs").arg(&path).output();
-        match output {
+        match mount.args(["-t", kind, "-o", options, kind]).arg(&path).output() {
             Ok(output) if output.status.success() => Some(Self(path)),
             other => {
-                eprintln!("SKIPPED: mounting a tmpfs is not permitted here, and this test needs one: {other:?}");
+                eprintln!("SKIPPED: mounting a {kind} is not permitted here, and this test needs one: {other:?}");
                 None
             }
         }
@@ -641,7 +645,7 @@ impl MemoryDisk {
     }
 }
 
-impl Drop for MemoryDisk {
+impl Drop for Disk {
     fn drop(&mut self) {
         let _ = std::process::Command::new("umount").arg("--lazy").arg(&self.0).status();
     }
