@@ -13,6 +13,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tributary_common::config::parse_duration;
 use tributary_common::exit::Exit;
 use tributary_common::http::body::{BodyPace, TimedBody};
 use tributary_common::http::client::{ClientOptions, build};
@@ -22,6 +23,7 @@ use tributary_common::telemetry::{self, Metrics};
 
 use crate::config::AgentConfig;
 use crate::engine::{Engine, Handle, RunError};
+use crate::explain::Explanation;
 use crate::metrics::AgentMetrics;
 use crate::status::{STATUS_PATH, Status};
 
@@ -56,9 +58,12 @@ enum Command {
         /// The configuration file.
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
-        /// Ship every file to its end, wait until all is committed, and exit with 0.
+        /// Ship every file to its end, wait until all is committed, and exit with 0; with 1 where some of it is not.
         #[arg(long)]
         once: bool,
+        /// With --once: how long to wait while nothing gets committed.
+        #[arg(long, value_name = "DURATION", default_value = "15m", value_parser = parse_duration, requires = "once")]
+        give_up_after: Duration,
     },
     /// Check a configuration file; report everything that is wrong with it.
     #[command(after_help = "Example:\n  tributary-agent check --config /etc/tributary/agent.toml")]
@@ -71,6 +76,22 @@ enum Command {
     #[command(after_help = "Example:\n  tributary-agent status --config /etc/tributary/agent.toml --json")]
     Status {
         /// The configuration file of the running agent.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say whether a file would be shipped, under which category, which bucket its first and last lines would get, and why.
+    ///
+    /// It reads the file and the configuration, and asks nobody. Exit code 1: the file would not be shipped.
+    #[command(
+        after_help = "Example:\n  tributary-agent explain /var/log/nginx/access.log --config /etc/tributary/agent.toml"
+    )]
+    Explain {
+        /// The file.
+        path: PathBuf,
+        /// The configuration file.
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
         /// Print JSON.
@@ -101,9 +122,16 @@ pub fn main(arguments: impl Iterator<Item = std::ffi::OsString>) -> Exit {
         }
     };
     let done = match cli.command {
-        Command::Run { config, once } => load(&config).and_then(|config| run(config, once)),
+        Command::Run { config, once, give_up_after } => {
+            load(&config).and_then(|config| run(config, once.then_some(give_up_after)))
+        }
         Command::Check { config } => load(&config).and_then(|config| check(&config)),
         Command::Status { config, json } => load(&config).and_then(|config| status(&config, json)),
+        Command::Explain { path, config, json } => match load(&config).and_then(|config| explain(&config, &path, json))
+        {
+            Ok(false) => return Exit::Failed,
+            done => done.map(|_| ()),
+        },
     };
     match done {
         Ok(()) => Exit::Done,
@@ -137,7 +165,7 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
 }
 
-fn run(config: AgentConfig, once: bool) -> Result<(), Failure> {
+fn run(config: AgentConfig, once: Option<Duration>) -> Result<(), Failure> {
     telemetry::init(config.log)?;
     let runtime = runtime()?;
     let ended = runtime.block_on(async {
@@ -149,16 +177,24 @@ fn run(config: AgentConfig, once: bool) -> Result<(), Failure> {
     ended
 }
 
-/// Runs the agent, and what shows its state, until `shutdown` is cancelled or, with `once`, everything is committed.
+/// Runs the agent, and what shows its state, until `shutdown` is cancelled or, with `once`, everything is committed, or
+/// nothing is for so long.
 ///
 /// # Errors
 /// See [`RunError`].
-pub async fn run_until(config: AgentConfig, once: bool, shutdown: CancellationToken) -> Result<(), RunError> {
+pub async fn run_until(
+    config: AgentConfig,
+    once: Option<Duration>,
+    shutdown: CancellationToken,
+) -> Result<(), RunError> {
     let config = Arc::new(config);
     let mut metrics = Metrics::new("agent");
     let agent_metrics = AgentMetrics::default();
     agent_metrics.register(metrics.registry());
-    let engine = Engine::new(Arc::clone(&config), once, agent_metrics)?;
+    let mut engine = Engine::new(Arc::clone(&config), once.is_some(), agent_metrics)?;
+    if let Some(patience) = once {
+        engine = engine.give_up_after(patience);
+    }
     let server = match config.http_listen {
         None => None,
         Some(address) => {
@@ -237,6 +273,18 @@ fn plain(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
     *response.status_mut() = status;
     response
+}
+
+/// Returns whether the file would be shipped.
+fn explain(config: &AgentConfig, path: &std::path::Path, json: bool) -> Result<bool, Failure> {
+    let path = std::path::absolute(path)?;
+    let explanation = Explanation::of(config, &path, jiff::Timestamp::now().as_millisecond());
+    if json {
+        print(&format!("{}\n", serde_json::to_string_pretty(&explanation)?))?;
+    } else {
+        print(&explanation.to_text())?;
+    }
+    Ok(explanation.shipped)
 }
 
 fn status(config: &AgentConfig, json: bool) -> Result<(), Failure> {

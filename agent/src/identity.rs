@@ -69,7 +69,17 @@ pub enum Head {
     Unfinished(Vec<u8>),
     /// It is compressed: what it holds are not lines. By this program, as it looks, which may be one that can be undone.
     Compressed(&'static str, Option<Compressor>),
+    /// It is text whose lines don't end with the byte of a newline: in this encoding, by its byte order mark.
+    Wide(&'static str),
 }
+
+/// How texts of wide characters begin, the longer marks first.
+const WIDE: [(&[u8], &str); 4] = [
+    (&[0xff, 0xfe, 0, 0], "UTF-32"),
+    (&[0, 0, 0xfe, 0xff], "UTF-32"),
+    (&[0xff, 0xfe], "UTF-16"),
+    (&[0xfe, 0xff], "UTF-16"),
+];
 
 /// How files of common compressors begin.
 const COMPRESSED: [(&[u8], &str, Option<Compressor>); 5] = [
@@ -91,6 +101,9 @@ impl Head {
         bytes.truncate(len);
         if let Some((_, name, compressor)) = COMPRESSED.iter().find(|(magic, ..)| bytes.starts_with(magic)) {
             return Ok(Self::Compressed(name, *compressor));
+        }
+        if let Some((_, encoding)) = WIDE.iter().find(|(mark, _)| bytes.starts_with(mark)) {
+            return Ok(Self::Wide(encoding));
         }
         match memchr::memchr(b'\n', &bytes) {
             Some(newline) => {
@@ -195,6 +208,14 @@ mod tests {
         assert_eq!(Head::of(&file(b"one\ntwo\n").2).expect("read"), Head::Line(b"one".to_vec()));
         let long = vec![b'x'; 5000];
         assert_eq!(Head::of(&file(&long).2).expect("read"), Head::Line(vec![b'x'; IDENTITY_LINE_BYTES]));
+    }
+
+    #[test]
+    fn wide_characters_are_told_by_their_mark() {
+        assert_eq!(Head::of(&file(b"\xff\xfea\0\n\0").2).expect("read"), Head::Wide("UTF-16"));
+        assert_eq!(Head::of(&file(b"\xfe\xff\0a\0\n").2).expect("read"), Head::Wide("UTF-16"));
+        assert_eq!(Head::of(&file(b"\xff\xfe\0\0a\0\0\0").2).expect("read"), Head::Wide("UTF-32"));
+        assert_eq!(Head::of(&file(b"\xef\xbb\xbfa\n").2).expect("read"), Head::Line(b"\xef\xbb\xbfa".to_vec()));
     }
 
     #[test]

@@ -14,7 +14,7 @@
 //! | [`checkpoint`] | what is remembered from run to run |
 //! | [`ship`] | requests |
 //! | [`engine`] | carries out what the others decide |
-//! | [`status`], [`metrics`] | what is shown |
+//! | [`status`], [`explain`], [`metrics`] | what is shown |
 //! | [`cli`] | the program |
 
 pub mod checkpoint;
@@ -25,6 +25,7 @@ pub mod copies;
 pub mod cut;
 pub mod discover;
 pub mod engine;
+pub mod explain;
 pub mod identity;
 pub mod memory;
 pub mod metrics;

@@ -26,8 +26,21 @@ pub struct Status {
     pub buffered_bytes: u64,
     /// Bytes in files that are not committed.
     pub lag_bytes: u64,
-    /// The files.
+    /// Bytes of deleted files that are held open until they are committed.
+    pub held_bytes: u64,
+    /// The open files. Those that were committed to their ends may be closed until they grow.
     pub files: Vec<FileStatus>,
+    /// Files and directories that are not open, although they should be.
+    pub unshipped: Vec<Unshipped>,
+}
+
+/// Something that is not shipped now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unshipped {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Why not, and what to do.
+    pub reason: String,
 }
 
 /// One file.
@@ -47,8 +60,12 @@ pub struct FileStatus {
     pub next: u64,
     /// Bytes that are durable.
     pub committed: u64,
-    /// Bytes that are not.
+    /// Bytes of it that are held on the disk although it was deleted.
+    pub held: u64,
+    /// Bytes that are not durable.
     pub lag: u64,
+    /// How long the first of these has been waiting, in seconds.
+    pub lag_seconds: u64,
     /// Whether it was rotated away.
     pub rotated: bool,
     /// Whether it was deleted, and is held open.
@@ -70,9 +87,10 @@ impl Status {
         }
         let _ = writeln!(
             text,
-            "{} files, {} bytes not committed, {} bytes in memory",
+            "{} files, {} bytes not committed, {} bytes of deleted files held, {} bytes in memory",
             self.files.len(),
             self.lag_bytes,
+            self.held_bytes,
             self.buffered_bytes
         );
         for file in &self.files {
@@ -83,19 +101,24 @@ impl Status {
             };
             let _ = writeln!(
                 text,
-                "\n{}{marks}\n  {}: size {}, read {}, upstream {}, committed {}, lag {}\n  {}",
+                "\n{}{marks}\n  {}: size {}, read {}, next {}, committed {}, held {}, lag {} bytes, {} s\n  {}",
                 file.path.display(),
                 file.category,
                 file.size,
                 file.read,
                 file.next,
                 file.committed,
+                file.held,
                 file.lag,
+                file.lag_seconds,
                 file.state
             );
             if let Some(waiting) = &file.waiting {
                 let _ = writeln!(text, "  waits: {waiting}");
             }
+        }
+        for Unshipped { path, reason } in &self.unshipped {
+            let _ = writeln!(text, "\n{} (not shipped)\n  {reason}", path.display());
         }
         text
     }
@@ -115,6 +138,8 @@ mod tests {
             troubles: vec!["it is down".into()],
             buffered_bytes: 0,
             lag_bytes: 7,
+            held_bytes: 0,
+            unshipped: vec![Unshipped { path: "/var/log/b.log".into(), reason: "no permission".into() }],
             files: vec![FileStatus {
                 path: "/var/log/a.log".into(),
                 category: "app".parse().expect("valid"),
@@ -123,7 +148,9 @@ mod tests {
                 read: 5,
                 next: 4,
                 committed: 3,
+                held: 0,
                 lag: 7,
+                lag_seconds: 12,
                 rotated: true,
                 deleted: false,
                 state: "following".into(),
@@ -131,7 +158,13 @@ mod tests {
             }],
         };
         let text = status.to_text();
-        for part in ["trouble: it is down", "/var/log/a.log (rotated)", "lag 7", "waits: because"] {
+        for part in [
+            "trouble: it is down",
+            "/var/log/a.log (rotated)",
+            "lag 7 bytes, 12 s",
+            "waits: because",
+            "/var/log/b.log (not shipped)\n  no permission",
+        ] {
             assert!(text.contains(part), "{text}");
         }
     }

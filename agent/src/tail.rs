@@ -1,9 +1,13 @@
 //! When a log file is to be read: it grew, it was rotated away, its last line rests. Pure: what is seen of the file goes
 //! in, a moment comes out.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::cut::DataEnd;
+
+/// How many sizes of a file are remembered.
+const MAX_SIZES: usize = 16;
 
 /// The times and sizes that decide.
 #[derive(Debug, Clone, Copy)]
@@ -34,6 +38,8 @@ pub enum When {
 pub struct Pace {
     size: u64,
     grew_at: Instant,
+    /// Which sizes were seen when first, up to [`MAX_SIZES`] of them, to tell how long bytes have been waiting.
+    sizes: VecDeque<(u64, Instant)>,
     /// Since when there are bytes that were not read.
     pending_since: Option<Instant>,
     /// From where to where (the size) reading found no whole record.
@@ -49,7 +55,8 @@ impl Pace {
     /// A file of `size` bytes, seen first at `now`. `complete`: nobody is to wait for more of it.
     #[must_use]
     pub fn new(size: u64, complete: bool, now: Instant) -> Self {
-        Self { size, grew_at: now, pending_since: None, stuck: None, rotated_at: None, touched: false, complete }
+        let sizes = VecDeque::from([(size, now)]);
+        Self { size, grew_at: now, sizes, pending_since: None, stuck: None, rotated_at: None, touched: false, complete }
     }
 
     /// The size as seen last.
@@ -64,10 +71,41 @@ impl Pace {
         self.grew_at
     }
 
+    /// How long the first byte from `committed` on has been seen in the file; zero where there is none.
+    #[must_use]
+    pub fn behind(&self, committed: u64, now: Instant) -> Duration {
+        if committed >= self.size {
+            return Duration::ZERO;
+        }
+        let first = self.sizes.iter().find(|(size, _)| *size > committed);
+        first.map_or(Duration::ZERO, |(_, at)| now.saturating_duration_since(*at))
+    }
+
+    /// Bytes before `offset` wait no more.
+    pub fn committed(&mut self, offset: u64) {
+        while self.sizes.len() > 1 && self.sizes.front().is_some_and(|(size, _)| *size <= offset) {
+            self.sizes.pop_front();
+        }
+    }
+
+    /// Whether reading from `offset` found no whole record.
+    #[must_use]
+    pub fn is_unterminated(&self, offset: u64) -> bool {
+        self.stuck == Some((offset, self.size))
+    }
+
     /// The file has `size` bytes. Returns whether that is something new.
     pub fn seen(&mut self, size: u64, now: Instant) -> bool {
         let changed = size != self.size;
         if changed {
+            if size < self.size {
+                self.sizes.clear();
+            } else if self.sizes.len() == MAX_SIZES {
+                // Two become one: the wait is told a little too long rather than too short.
+                let pairs = self.sizes.make_contiguous().chunks(2);
+                self.sizes = pairs.map(|pair| (pair[pair.len() - 1].0, pair[0].1)).collect();
+            }
+            self.sizes.push_back((size, now));
             self.size = size;
             self.grew_at = now;
         }
@@ -249,6 +287,32 @@ mod tests {
         assert_eq!(pace.when(10, start, &OPTIONS, None), When::Now(DataEnd::Open));
         pace.is_stuck(10, 10, start);
         assert_eq!(pace.when(10, start, &OPTIONS, None), When::Later);
+    }
+
+    #[test]
+    fn how_long_bytes_wait_is_known_by_when_they_were_seen() {
+        let start = Instant::now();
+        let mut pace = Pace::new(10, false, start);
+        assert_eq!(pace.behind(10, start + 9 * SECOND), Duration::ZERO);
+        assert_eq!(pace.behind(0, start + 9 * SECOND), 9 * SECOND);
+        for second in 1..1000_u64 {
+            let now = start + SECOND * second as u32;
+            pace.seen(10 + second, now);
+            let committed = second.saturating_sub(5) + 10;
+            pace.committed(committed);
+            let behind = pace.behind(committed, now);
+            let wanted = SECOND * second.saturating_sub(1).min(4) as u32;
+            assert!((wanted..=wanted + SECOND).contains(&behind), "{behind:?} after {second} s");
+        }
+        // From now on nothing is committed.
+        for second in 1000..2000_u64 {
+            pace.seen(10 + second, start + SECOND * second as u32);
+        }
+        let now = start + 2000 * SECOND;
+        assert!(pace.sizes.len() <= MAX_SIZES);
+        assert_eq!(pace.behind(1004, now), 1005 * SECOND);
+        pace.seen(5, now);
+        assert_eq!((pace.behind(5, now), pace.behind(0, now + SECOND)), (Duration::ZERO, SECOND));
     }
 
     #[test]

@@ -434,7 +434,10 @@ pub fn check(file: &impl ReadAt, positions: &[Position]) -> io::Result<Vec<Posit
 }
 
 /// The time of the last line before `offset` that says one: a stack trace stays with the line that it belongs to.
-fn time_before(file: &impl ReadAt, offset: u64, times: &mut TimeReader, now_ms: i64) -> io::Result<Option<i64>> {
+///
+/// # Errors
+/// When the file can't be read.
+pub fn time_before(file: &impl ReadAt, offset: u64, times: &mut TimeReader, now_ms: i64) -> io::Result<Option<i64>> {
     let lowest = offset.saturating_sub(TIME_SEARCH_BYTES);
     let mut end = offset;
     let mut bytes = Vec::new();

@@ -96,8 +96,19 @@ impl Source {
     /// Whether the file at the absolute `path` belongs to this source (unless an earlier one has it).
     #[must_use]
     pub fn matches(&self, path: &Path) -> bool {
-        let any = |patterns: &[PathPattern]| patterns.iter().any(|pattern| pattern.matches(path));
-        any(&self.include) && !any(&self.exclude)
+        self.included_by(path).is_some() && self.excluded_by(path).is_none()
+    }
+
+    /// The first of the globs that include it.
+    #[must_use]
+    pub fn included_by(&self, path: &Path) -> Option<&PathPattern> {
+        self.include.iter().find(|pattern| pattern.matches(path))
+    }
+
+    /// The first of the globs that exclude it.
+    #[must_use]
+    pub fn excluded_by(&self, path: &Path) -> Option<&PathPattern> {
+        self.exclude.iter().find(|pattern| pattern.matches(path))
     }
 }
 

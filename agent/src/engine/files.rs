@@ -20,13 +20,6 @@ use crate::worker::{Carry, TailId};
 /// A file that has not grown for so long is looked at when something hints at a change, and with every scan.
 const QUIET_AFTER: Duration = Duration::from_secs(10);
 
-/// How far a file is that is to be shipped once.
-pub(super) enum OnceState {
-    Working,
-    Done,
-    Stuck(String),
-}
-
 impl Engine {
     /// Adds an open file.
     pub(super) fn follow(
@@ -85,6 +78,11 @@ impl Engine {
     /// The beginning of a file is known: its stream gets its name, if the first line is whole or will never be.
     pub(super) fn head_is(&mut self, id: TailId, facts: FileFacts, head: Head, now: Instant) {
         let Some(tail) = self.tails.get(&id) else { return };
+        if let Head::Wide(encoding) = head {
+            let (key, path) = (tail.key, tail.path.clone());
+            self.refuse(key, path, encoding);
+            return self.rest(id);
+        }
         let over = tail.pace.is_over(now, &self.pace_options(tail.source));
         let known = match &head {
             Head::Line(line) | Head::Unfinished(line) if tail.is_new => {
@@ -99,7 +97,7 @@ impl Engine {
         let line = match head {
             Head::Line(line) => Some(line),
             Head::Unfinished(line) if known.is_some() || (over && !line.is_empty()) => Some(line),
-            Head::Unfinished(_) | Head::Compressed(..) => None,
+            Head::Unfinished(_) | Head::Compressed(..) | Head::Wide(_) => None,
         };
         let Some(tail) = self.tails.get_mut(&id) else { return };
         tail.facts = facts;
@@ -300,19 +298,6 @@ impl Engine {
             .filter(|tail| tail.named.as_ref().is_some_and(|named| tail.saved != Some(named.stream.committed())));
         for checkpoint in unsaved.filter_map(|tail| self.checkpoint(tail)).collect::<Vec<_>>() {
             self.remember(checkpoint);
-        }
-    }
-
-    pub(super) fn once_state(&self, tail: &Tail) -> OnceState {
-        match &tail.named {
-            _ if tail.is_committed_to_its_end() => OnceState::Done,
-            _ if self.settings(tail.source).is_none() && self.categories.is_some() => {
-                OnceState::Stuck(self.missing_category(tail.source))
-            }
-            Some(named) if named.stream.stopped().is_some() => {
-                OnceState::Stuck(named.stream.stopped().unwrap_or_default().to_owned())
-            }
-            _ => OnceState::Working,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Files: found by scans and by hints, opened when there is room.
 
 use std::collections::{HashMap, HashSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use tributary_common::position::Position;
@@ -11,6 +11,7 @@ use crate::checkpoint::Checkpoint;
 use crate::config::ReadFrom;
 use crate::discover::{Found, FoundBy, Missed, Scan, look_at, look_at_renamed, scan};
 use crate::identity::{FileKey, Head};
+use crate::status::Unshipped;
 use crate::worker::{Job, Opened, TailId};
 
 /// A scan may take one part in so many of the time.
@@ -24,10 +25,12 @@ const STRAY_SEARCH: Duration = Duration::from_secs(600);
 pub(super) struct Unopened {
     /// They wait until others are closed.
     waiting: HashMap<FileKey, Found>,
-    /// Why they can't be opened, as it was said.
-    unreadable: HashMap<FileKey, String>,
+    /// Where they are that can't be opened, and why, as it was said.
+    unreadable: HashMap<FileKey, (PathBuf, String)>,
+    /// Where they are that can be opened, but not be cut into lines, and why, as it was said.
+    refused: HashMap<FileKey, (PathBuf, String)>,
     /// Directories that can't be read, as it was said.
-    directories: HashMap<std::path::PathBuf, String>,
+    directories: HashMap<PathBuf, String>,
     /// Files that had another name when they were to be opened, and until when they are looked for.
     strays: HashMap<u64, (Missed, Instant)>,
     /// Files that may be closed to make room, the least recently active one last, as far as is known.
@@ -40,6 +43,19 @@ impl Unopened {
     /// Whether files are found that have not been opened yet, but could be later.
     pub(super) fn is_waiting(&self) -> bool {
         !self.waiting.is_empty()
+    }
+
+    /// What will not be shipped as it is, and why.
+    pub(super) fn unshipped(&self) -> impl Iterator<Item = Unshipped> {
+        let files = self.unreadable.values().chain(self.refused.values()).map(|(path, why)| (path, why));
+        let all = files.chain(self.directories.iter());
+        all.map(|(path, why)| Unshipped { path: path.clone(), reason: why.clone() })
+    }
+
+    /// What waits until other files are closed.
+    pub(super) fn waiting(&self) -> impl Iterator<Item = Unshipped> {
+        let reason = "waits until another file is committed to its end: max_open_files are open";
+        self.waiting.values().map(|found| Unshipped { path: found.path.clone(), reason: reason.to_owned() })
     }
 }
 
@@ -109,6 +125,7 @@ impl Engine {
         // Files that have no name that a source has are found by no scan.
         self.unopened.waiting.retain(|_, found| found.by == FoundBy::FormerName);
         self.unopened.unreadable.retain(|key, _| by_key.contains_key(key));
+        self.unopened.refused.retain(|key, _| by_key.contains_key(key));
         for found in scan.found {
             self.take_up(found, first, now);
         }
@@ -234,7 +251,7 @@ impl Engine {
         self.unopened.said = waiting > 0;
     }
 
-    fn say_unreadable(&mut self, directories: &[(std::path::PathBuf, String)]) {
+    fn say_unreadable(&mut self, directories: &[(PathBuf, String)]) {
         let said = std::mem::take(&mut self.unopened.directories);
         for (directory, error) in directories {
             if said.get(directory) != Some(error) {
@@ -305,9 +322,9 @@ impl Engine {
         let opened = match opened {
             Ok(opened) if opened.facts.key == found.key => opened,
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                let error = error.to_string();
-                let said = self.unopened.unreadable.insert(found.key, error.clone());
-                if said.as_ref() != Some(&error) {
+                let error = format!("it can't be opened: {error}");
+                let said = self.unopened.unreadable.insert(found.key, (found.path.clone(), error.clone()));
+                if said.is_none_or(|(_, said)| said != error) {
                     tracing::warn!(path = %found.path.display(), error, "a file can't be opened: it is tried again with each scan");
                 }
                 self.metrics.unreadable_files.set(self.unopened.unreadable.len() as i64);
@@ -330,6 +347,11 @@ impl Engine {
             tracing::info!(path = %found.path.display(), "a file can be read again");
         }
         self.metrics.unreadable_files.set(self.unopened.unreadable.len() as i64);
+        if let Head::Wide(encoding) = opened.head {
+            self.resting.insert(found.key, found.size);
+            return self.refuse(found.key, found.path, encoding);
+        }
+        self.unopened.refused.remove(&found.key);
         if let Head::Compressed(by, compressor) = opened.head {
             if found.by == FoundBy::Hint {
                 return self.hinted_scan(now);
@@ -340,5 +362,17 @@ impl Engine {
         }
         self.follow(id, found, opened.file, opened.facts, opened.end.unwrap_or(Position::zero()), now);
         self.head_is(id, opened.facts, opened.head, now);
+    }
+
+    /// Says once that a file can't be shipped.
+    pub(super) fn refuse(&mut self, key: FileKey, path: PathBuf, encoding: &str) {
+        if self.unopened.refused.contains_key(&key) {
+            return;
+        }
+        let reason = format!(
+            "it is {encoding}, which can't be cut into lines: have its writer write UTF-8, or convert it (iconv -f {encoding} -t UTF-8)"
+        );
+        tracing::error!(path = %path.display(), reason, "a file is not shipped");
+        self.unopened.refused.insert(key, (path, reason));
     }
 }

@@ -6,6 +6,7 @@
 mod copies;
 mod files;
 mod found;
+mod report;
 mod requests;
 mod streams;
 
@@ -21,6 +22,7 @@ use rand::RngExt;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tributary_common::batch::Batch;
+use tributary_common::config::show_duration;
 use tributary_common::http::backoff::{Backoff, BackoffLimits};
 use tributary_common::http::pool::{EndpointPool, PoolOptions};
 use tributary_common::ids::StreamId;
@@ -34,7 +36,7 @@ use crate::identity::{FileFacts, FileKey, Origin};
 use crate::memory::Memory;
 use crate::metrics::AgentMetrics;
 use crate::ship::{Sender, ShipError};
-use crate::status::{FileStatus, Status};
+use crate::status::Status;
 use crate::stream::Stream;
 use crate::tail::{Pace, PaceOptions};
 use crate::watch::DirectoryWatcher;
@@ -121,11 +123,26 @@ pub enum RunError {
         left: u64,
     },
     /// `--once` can't ship some files.
-    #[error("{files} files can't be shipped: {reason}")]
+    #[error("{files} files can't be shipped, such as {}: {reason}", path.display())]
     Stopped {
         /// How many.
         files: usize,
-        /// Why the first can't.
+        /// The first.
+        path: PathBuf,
+        /// Why it can't.
+        reason: String,
+    },
+    /// `--once` has waited for too long.
+    #[error(
+        "nothing was committed for {}, and {left} bytes are not: {reason}; they will be shipped by the next run",
+        show_duration(*patience)
+    )]
+    NoProgress {
+        /// How long it has waited.
+        patience: Duration,
+        /// Bytes that are not committed.
+        left: u64,
+        /// Why, as far as is known.
         reason: String,
     },
     /// A worker thread panicked.
@@ -319,6 +336,9 @@ pub struct Engine {
 
     timers: BinaryHeap<Reverse<(Instant, TailId)>>,
     draining_until: Option<Instant>,
+    /// With `--once`: how long nothing may be committed, and since when nothing was, with how much by then.
+    patience: Option<Duration>,
+    progress: (Instant, u64),
 }
 
 /// How other tasks talk to the engine.
@@ -442,8 +462,17 @@ impl Engine {
             trouble: None,
             timers: BinaryHeap::new(),
             draining_until: None,
+            patience: None,
+            progress: (now, 0),
             config,
         })
+    }
+
+    /// With `once`: the agent ends with an error when nothing has been committed for so long.
+    #[must_use]
+    pub fn give_up_after(mut self, patience: Duration) -> Self {
+        self.patience = Some(patience);
+        self
     }
 
     /// For other tasks.
@@ -486,33 +515,6 @@ impl Engine {
                 }
                 () = tokio::time::sleep_until(wake.into()) => {}
             }
-        }
-    }
-
-    fn is_over(&self, now: Instant) -> Option<Result<(), RunError>> {
-        if let Some(until) = self.draining_until {
-            let over = self.requests.is_empty() || now >= until;
-            return over.then(|| match self.lag() {
-                left if self.once && left > 0 => Err(RunError::Unfinished { left }),
-                _ => Ok(()),
-            });
-        }
-        let opening = !self.opening.is_empty() || !self.unpacking.is_empty() || self.unopened.is_waiting();
-        let looking = opening || self.scanning || self.scan_wanted;
-        if !self.once || !self.scanned || looking {
-            return None;
-        }
-        let mut stuck = Vec::new();
-        for tail in self.tails.values() {
-            match self.once_state(tail) {
-                files::OnceState::Working => return None,
-                files::OnceState::Done => {}
-                files::OnceState::Stuck(reason) => stuck.push(reason),
-            }
-        }
-        match stuck.len() {
-            0 => Some(Ok(())),
-            files => Some(Err(RunError::Stopped { files, reason: stuck.swap_remove(0) })),
         }
     }
 
@@ -601,62 +603,6 @@ impl Engine {
             rotate_wait: source.rotate_wait,
             partial_line_timeout: source.partial_line_timeout,
         }
-    }
-
-    fn lag(&self) -> u64 {
-        self.tails.values().map(Tail::lag).sum()
-    }
-
-    fn status(&self) -> Status {
-        let mut files: Vec<FileStatus> = self.tails.values().map(|tail| self.file_status(tail)).collect();
-        files.sort_by(|a, b| a.path.cmp(&b.path));
-        Status {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            agent: self.config.agent_id.clone(),
-            host: self.config.host.clone(),
-            endpoint: self.config.endpoints[self.pool.current()].to_string(),
-            troubles: self.troubles(),
-            buffered_bytes: self.buffered.load(Ordering::Relaxed) + self.reserved,
-            lag_bytes: self.lag(),
-            files,
-        }
-    }
-
-    /// What keeps the agent from doing its work as it should.
-    fn troubles(&self) -> Vec<String> {
-        let checkpoints = self.checkpoint_trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        self.trouble.iter().cloned().chain(checkpoints).collect()
-    }
-
-    fn file_status(&self, tail: &Tail) -> FileStatus {
-        let stream = tail.named.as_ref().map(|named| &named.stream);
-        let source = &self.config.sources[tail.source];
-        let unnamed = if self.settings(tail.source).is_some() {
-            "waiting for the end of the first line"
-        } else {
-            "waiting for the settings of its category"
-        };
-        FileStatus {
-            path: tail.path.clone(),
-            category: source.category.clone(),
-            stream: tail.named.as_ref().map(|named| named.stream_id),
-            size: tail.pace.size(),
-            read: stream.map_or(0, |stream| stream.read().offset),
-            next: stream.map_or(0, |stream| stream.accepted().offset),
-            committed: stream.map_or(0, |stream| stream.committed().offset),
-            lag: tail.lag(),
-            rotated: tail.pace.is_rotated(),
-            deleted: tail.deleted,
-            state: stream.map_or(unnamed, Stream::state).to_owned(),
-            waiting: stream.and_then(|stream| stream.stopped().map(str::to_owned)).or_else(|| tail.waiting.clone()),
-        }
-    }
-}
-
-impl Tail {
-    fn lag(&self) -> u64 {
-        let committed = self.named.as_ref().map_or(0, |named| named.stream.committed().offset);
-        self.pace.size().saturating_sub(committed)
     }
 }
 

@@ -61,6 +61,10 @@ impl Engine {
         let over = tail.pace.is_over(now, &options);
         if tail.named.is_none() {
             // The beginning is worth another look when there is more of it, or will be no more.
+            if let Some(at) = tail.not_before.filter(|at| now < *at) {
+                self.wake_at(id, at);
+                return;
+            }
             let grown = tail.head_read_at != Some(tail.pace.size());
             if !tail.reading_head && (grown || (over && tail.pace.size() > 0)) {
                 tail.reading_head = true;
@@ -394,6 +398,7 @@ impl Engine {
         }
         if committed {
             tail.saved = Some(named.stream.committed());
+            tail.pace.committed(named.stream.committed().offset);
             let tail = &self.tails[&id];
             if let Some(checkpoint) = self.checkpoint(tail) {
                 self.remember(checkpoint);

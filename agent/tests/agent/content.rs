@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use jiff::Timestamp;
 
-use crate::support::{Scene, append, lines};
+use crate::support::{Scene, append, lines, wait_for};
 
 const TIMED: &str = "[source.timestamp]\nformat = \"%Y-%m-%dT%H:%M:%SZ\"\n";
 
@@ -98,6 +98,47 @@ async fn a_line_of_a_hundred_mebibytes_is_split_truncated_or_dropped() {
             _ => assert!(long.is_empty(), "{long:?}"),
         }
     }
+}
+
+#[tokio::test]
+async fn memory_is_bounded_whatever_the_files_do() {
+    for policy in ["split", "truncate", "drop"] {
+        let mut scene = Scene::new(1).await;
+        scene.source = format!("long_lines = {policy:?}");
+        let write = |name: &str, piece: &[u8], pieces: usize| {
+            let mut file = std::fs::File::create(scene.log(name)).expect("made");
+            for _ in 0..pieces {
+                file.write_all(piece).expect("written");
+            }
+            file.write_all(format!("\nend of {name}\n").as_bytes()).expect("written");
+        };
+        write("long.log", &vec![b'y'; 1 << 20], 100);
+        write("newlines.log", &vec![b'\n'; 1 << 20], 4);
+        write("zeros.log", &vec![0; 1 << 20], 64);
+        let sparse = std::fs::File::create(scene.log("sparse.log")).expect("made");
+        sparse.write_all_at(b"\nend of sparse.log\n", 256 << 20).expect("written");
+        let agent = scene.spawn(&[], &[], None);
+        let ends = || scene.root().records.iter().filter(|(_, record)| record.starts_with(b"end of")).count();
+        wait_for(|| ends() == 4, || format!("{} ends came", ends())).await;
+        assert!(agent.peak_memory() < 64 << 20, "{policy}: {} bytes", agent.peak_memory());
+    }
+}
+
+#[tokio::test]
+async fn a_file_in_utf_16_is_refused_until_it_is_another() {
+    let scene = Scene::new(1).await.answers_operators();
+    std::fs::write(scene.log("a.log"), "").expect("written");
+    let agent = scene.spawn(&[], &[], None);
+    scene.answered().await;
+    for _ in 0..3 {
+        let mut file = std::fs::OpenOptions::new().append(true).open(scene.log("a.log")).expect("opens");
+        file.write_all(b"\xff\xfew\0\n\0").expect("written");
+        scene.answer("/status", |text| text.contains("it is UTF-16, which can't be cut into lines")).await;
+    }
+    assert_eq!(agent.log().matches("a file is not shipped").count(), 1, "{}", agent.log());
+    std::fs::write(scene.log("a.log"), "now it is a log\n").expect("written");
+    scene.expect_lines(&["now it is a log".into()]).await;
+    scene.answer("/status", |text| !text.contains("UTF-16")).await;
 }
 
 #[tokio::test]

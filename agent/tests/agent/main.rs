@@ -1,6 +1,7 @@
 //! The agent over real files, in front of edges and a root that live in this process.
 
 mod chaos;
+mod cli;
 mod content;
 mod database;
 mod filesystems;

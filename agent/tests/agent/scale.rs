@@ -16,7 +16,7 @@ async fn ten_thousand_files_are_shipped_with_few_descriptors_and_little_memory()
     let mut scene = Scene::new(1).await.answers_operators();
     scene.settings = "limits = { max_open_files = 300 }".into();
     let mut expected = many_files(&scene, 10_000);
-    let agent = scene.spawn(&[], None);
+    let agent = scene.spawn(&[], &[], None);
     scene.expect_lines(&expected).await;
     // Those that grow now have been closed for others, most of them.
     for round in 0..3_u32 {
@@ -116,7 +116,7 @@ async fn where_the_system_has_no_watches_left_scans_find_all_and_it_is_said_once
     }
     let scene = Scene::new(1).await.answers_operators();
     append(&scene.log("a.log"), &lines(0..100));
-    let agent = scene.spawn(&limited, None);
+    let agent = scene.spawn(&limited, &[], None);
     scene.expect_lines(&lines(0..100)).await;
     scene.metric("unwatched_directories", 1).await;
     for n in 1..10_u32 {
@@ -134,7 +134,7 @@ async fn what_an_overflowing_queue_does_not_tell_is_found_by_a_scan() {
     // Only the overflow itself brings a scan.
     scene.refresh_interval = "10m";
     append(&scene.log("a.log"), &lines(0..10));
-    let agent = scene.spawn(&[], None);
+    let agent = scene.spawn(&[], &[], None);
     scene.expect_lines(&lines(0..10)).await;
     agent.signal("STOP");
     // Several events each, and the queue holds 16,384 by default.
@@ -181,7 +181,7 @@ async fn deleted_files_are_warned_of_before_they_are_given_up() {
     scene.settings = "limits = { max_held_bytes = \"1 MiB\" }".into();
     scene.root().committing = false;
     append(&scene.log("a.log"), &lines(0..12_000));
-    let agent = scene.spawn(&[], None);
+    let agent = scene.spawn(&[], &[], None);
     scene.expect_lines(&lines(0..12_000)).await;
     scene.metric("held_above_half", 0).await;
     std::fs::remove_file(scene.log("a.log")).expect("removed");
@@ -211,7 +211,7 @@ async fn a_file_that_may_not_be_read_is_warned_of_once_and_shipped_when_it_may_b
     append(&scene.log("a.log"), &lines(0..10));
     append(&scene.log("secret.log"), &lines(10..20));
     mode(&scene.log("secret.log"), 0o600);
-    let agent = scene.spawn(&[], Some(NOBODY));
+    let agent = scene.spawn(&[], &[], Some(NOBODY));
     scene.expect_lines(&lines(0..10)).await;
     scene.metric("unreadable_files", 1).await;
     let scans = scene.metric_now("scans_total").await;

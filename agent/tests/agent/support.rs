@@ -520,11 +520,19 @@ impl Scene {
         path
     }
 
-    /// Starts an agent as a process of its own. `starter`: a program, with arguments, that starts it.
-    pub(crate) fn spawn(&self, starter: &[&str], uid: Option<u32>) -> AgentProcess {
+    /// Runs the program with these arguments and the configuration; returns its exit code and what it printed.
+    pub(crate) async fn cli(&self, arguments: &[&str]) -> (Option<i32>, String, String) {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_tributary-agent"));
+        command.args(arguments).arg("--config").arg(self.config_file()).kill_on_drop(true);
+        let output = tokio::time::timeout(PATIENCE, command.output()).await.expect("it ends").expect("it runs");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    }
+
+    /// Starts an agent as a process of its own, with these arguments. `starter`: a program, with arguments, that starts it.
+    pub(crate) fn spawn(&self, starter: &[&str], arguments: &[&str], uid: Option<u32>) -> AgentProcess {
         use std::os::unix::process::CommandExt;
-        let words = starter.iter().copied().chain([env!("CARGO_BIN_EXE_tributary-agent"), "run", "--config"]);
-        let words: Vec<&str> = words.collect();
+        let words = [starter, &[env!("CARGO_BIN_EXE_tributary-agent"), "run"], arguments, &["--config"]].concat();
         let log = self.dir.path().join("agent.out");
         let output = std::fs::File::create(&log).expect("made");
         let mut command = std::process::Command::new(words[0]);
@@ -555,13 +563,13 @@ impl Scene {
             // Another agent of this process may have done so before.
             let _ = tributary_common::telemetry::init(self.config().log);
         }
-        let run = tributary_agent::cli::run_until(self.config(), false, stop.clone());
+        let run = tributary_agent::cli::run_until(self.config(), None, stop.clone());
         Agent { task: tokio::spawn(async move { run.await.map_err(|error| error.to_string()) }), stop }
     }
 
     /// Runs an agent that ships everything once.
     pub(crate) async fn once(&self) -> Result<(), String> {
-        let run = tributary_agent::cli::run_until(self.config(), true, CancellationToken::new());
+        let run = tributary_agent::cli::run_until(self.config(), Some(PATIENCE), CancellationToken::new());
         tokio::time::timeout(PATIENCE, run).await.expect("it ends").map_err(|error| error.to_string())
     }
 
@@ -680,6 +688,21 @@ pub(crate) struct AgentProcess {
 impl AgentProcess {
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Waits until it ends by itself; returns its exit code.
+    pub(crate) async fn ended(&mut self) -> Option<i32> {
+        let mut code = None;
+        let child = &mut self.child;
+        wait_for(
+            || {
+                code = child.try_wait().expect("it can be asked");
+                code.is_some()
+            },
+            || "it doesn't end".into(),
+        )
+        .await;
+        code.and_then(|status| status.code())
     }
 
     /// What it has logged.

@@ -11,7 +11,7 @@ use tributary_agent::worker::{Carry, Done, ReadJob, Worker, WorkerOptions};
 use tributary_common::bucket::BucketSize;
 use tributary_common::frame::Codec;
 use tributary_common::ids::{LaneId, StreamId};
-use tributary_common::position::Position;
+use tributary_common::position::{Position, TailHash};
 
 use crate::support::Scene;
 
@@ -36,6 +36,7 @@ impl Reader {
     fn hours_by(&self, lines: &[(&str, &str)]) -> Vec<String> {
         let mut worker = Worker::new(&self.options);
         let dir = tempfile::tempdir().expect("a directory");
+        let line = lines[0].1;
         let (mut from, mut carry, mut hours) = (Position::zero(), Carry::Search, Vec::new());
         for n in 0..lines.len() {
             let path = dir.path().join("log");
@@ -44,6 +45,7 @@ impl Reader {
             let job = ReadJob {
                 generation: 0,
                 source: 0,
+                first_line: (line.len() as u32, TailHash::of(line.as_bytes())),
                 from,
                 end: DataEnd::Open,
                 carry,
