@@ -287,8 +287,8 @@ impl LaneSink {
         }
     }
 
-    /// Writes a ledger entry and returns when it is seen under its name. The result is how far the sink's clock is ahead of
-    /// `now_ms` (by the file's modification time), in milliseconds.
+    /// Writes a ledger entry and returns when it is seen under its name. The result is the time, in milliseconds since 1970, at
+    /// which the sink's clock says that it was written.
     ///
     /// # Errors
     /// When it can't be written, because this owner lost the lane or for another reason that doesn't pass.
@@ -299,7 +299,7 @@ impl LaneSink {
         self.settle(&temp, &path).await?;
         let status = persist!("look at the ledger", self.dfs.stat(&path).await)?;
         let status = status.ok_or(DfsError::NotFound { path })?;
-        Ok(status.modified_ms - entry.written_ms)
+        Ok(status.modified_ms)
     }
 
     /// Deletes ledger entries that a snapshot made superfluous: those below `before`.

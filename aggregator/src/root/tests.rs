@@ -659,3 +659,18 @@ async fn a_spool_that_comes_back_adds_to_the_next_owner_only_what_is_missing_tho
     until(async || root.lines().len() >= 300).await;
     assert_eq!(root.lines(), sorted(&[&log]));
 }
+
+#[tokio::test]
+async fn a_lane_without_data_finds_out_that_the_clocks_agree_again() {
+    let dir = tempdir();
+    let behind_ms = Arc::new(std::sync::atomic::AtomicI64::new(600_000));
+    let clock = {
+        let behind_ms = Arc::clone(&behind_ms);
+        WallClock::new(move || WallClock::system().now_ms() - behind_ms.load(std::sync::atomic::Ordering::Relaxed))
+    };
+    let root = Harness::start(dir.path(), LaneSettings { clock, ..settings(0) });
+    let ahead_ms = async || root.root.status().await["lanes"]["0"]["clock_ahead_ms"].as_i64();
+    until(async || ahead_ms().await.is_some_and(|ahead| ahead > 500_000)).await;
+    behind_ms.store(0, std::sync::atomic::Ordering::Relaxed);
+    until(async || ahead_ms().await.is_some_and(|ahead| ahead < 60_000)).await;
+}

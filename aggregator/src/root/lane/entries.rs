@@ -14,7 +14,9 @@ impl Lane {
     }
 
     pub(super) fn has_news(&self) -> bool {
-        !self.changed_hours.is_empty() || !self.open.is_empty() || !self.forgotten_streams.is_empty()
+        // Another entry is what shows that the clocks agree again; an idle lane would write none.
+        let clocks_differ = self.clock_ahead_ms.is_some_and(|ahead| ahead.abs() > MAX_CLOCK_DIFFERENCE_MS);
+        !self.changed_hours.is_empty() || !self.open.is_empty() || !self.forgotten_streams.is_empty() || clocks_differ
     }
 
     pub(super) fn write_entry(&mut self) {
@@ -60,9 +62,10 @@ impl Lane {
         self.entry_wanted = false;
         self.entry_under_way = true;
         self.last_entry_at = Instant::now();
-        let (sink, events) = (self.sink.clone(), self.events.clone());
+        let (sink, events, clock) = (self.sink.clone(), self.events.clone(), self.settings.clock.clone());
         tokio::spawn(async move {
-            let result = sink.write_entry(&entry).await;
+            let written = sink.write_entry(&entry).await;
+            let result = written.map(|at_ms| ahead_ms(at_ms, entry.written_ms, clock.now_ms()));
             if result.is_ok()
                 && entry.snapshot
                 && let Err(error) = sink.drop_entries(entry.number).await
@@ -105,5 +108,23 @@ impl Lane {
                 let _ = events.send(Event::Fenced);
             }
         });
+    }
+}
+
+/// How far the clock is ahead, in milliseconds, that showed `at_ms` at some moment between `from_ms` and `to_ms` of this machine's:
+/// an entry may have taken long to write.
+fn ahead_ms(at_ms: i64, from_ms: i64, to_ms: i64) -> i64 {
+    if at_ms > to_ms { at_ms - to_ms } else { (at_ms - from_ms).min(0) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ahead_ms;
+
+    #[test]
+    fn an_entry_that_took_long_says_nothing_against_the_clocks() {
+        assert_eq!(ahead_ms(90_000, 0, 100_000), 0);
+        assert_eq!(ahead_ms(200_000, 0, 100_000), 100_000);
+        assert_eq!(ahead_ms(-70_000, 0, 100_000), -70_000);
     }
 }
