@@ -236,19 +236,28 @@ impl Engine {
 
     /// The file is closed, and looked at again when it has another size.
     pub(super) fn rest(&mut self, id: TailId) {
-        let Some(tail) = self.tails.remove(&id) else { return };
-        self.by_key.remove(&tail.key);
-        self.resting.insert(tail.key, tail.pace.size());
-        self.metrics.open_files.set(self.tails.len() as i64);
+        if let Some(tail) = self.let_go(id, Instant::now()) {
+            self.resting.insert(tail.key, tail.pace.size());
+        }
     }
 
     /// The file is closed, and looked at again with the next scan.
     fn put_off(&mut self, id: TailId, now: Instant) {
-        let Some(tail) = self.tails.remove(&id) else { return };
+        if self.let_go(id, now).is_some() {
+            self.scan_wanted = true;
+            self.next_scan = self.next_scan.min(self.next_hinted_scan.max(now + super::LOOK_INTERVAL));
+        }
+    }
+
+    /// Closes a file of which no stream is read.
+    fn let_go(&mut self, id: TailId, now: Instant) -> Option<Tail> {
+        let tail = self.tails.remove(&id)?;
         self.by_key.remove(&tail.key);
         self.metrics.open_files.set(self.tails.len() as i64);
-        self.scan_wanted = true;
-        self.next_scan = self.next_scan.min(self.next_hinted_scan.max(now + super::LOOK_INTERVAL));
+        if tail.by_former_name {
+            self.keep_looking_for(tail.key, tail.path.clone(), tail.source, now);
+        }
+        Some(tail)
     }
 
     pub(super) fn scan_soon(&mut self, now: Instant) {

@@ -48,6 +48,7 @@ impl Engine {
             is_new: true,
             only_if_known: found.by == FoundBy::Likeness,
             by_hint: found.by == FoundBy::Hint,
+            by_former_name: found.by == FoundBy::FormerName,
             unpacked: false,
             comparing: None,
             compared: false,

@@ -172,9 +172,11 @@ impl Engine {
         }
         for (first, path) in hints.renamed {
             self.hinted_scan(now);
-            let known = look_at_renamed(&self.config.sources, &first, &path);
-            if let Some(found) = known.filter(|found| !self.memory.knows_inode(found.key.inode)) {
-                self.take_up(found, false, now);
+            // What its name would have shown is known only from here: the scan finds it by its inode number.
+            if let Some(found) = look_at_renamed(&self.config.sources, &first, &path)
+                && !self.by_key.contains_key(&found.key)
+            {
+                self.keep_looking_for(found.key, path, found.source, now);
             }
         }
         for path in hints.paths {
@@ -333,9 +335,7 @@ impl Engine {
             _ => {
                 // Renamed between being found and being opened: the next scan finds it by its inode number.
                 if found.by != FoundBy::Likeness {
-                    let Found { key, path, source, .. } = found;
-                    let missed = Missed { inode: key.inode, path, source, copies: false, unread: true };
-                    self.unopened.strays.insert(key.inode, (missed, now + STRAY_SEARCH));
+                    self.keep_looking_for(found.key, found.path, found.source, now);
                 }
                 self.hinted_scan(now);
                 self.scan_wanted = true;
@@ -362,6 +362,12 @@ impl Engine {
         }
         self.follow(id, found, opened.file, opened.facts, opened.end.unwrap_or(Position::zero()), now);
         self.head_is(id, opened.facts, opened.head, now);
+    }
+
+    /// Has the following scans look for a file by its inode number, since it has no name by which they would find it.
+    pub(super) fn keep_looking_for(&mut self, key: FileKey, path: PathBuf, source: usize, now: Instant) {
+        let missed = Missed { inode: key.inode, path, source, copies: false, unread: true };
+        self.unopened.strays.insert(key.inode, (missed, now + STRAY_SEARCH));
     }
 
     /// Says once that a file can't be shipped.

@@ -217,6 +217,8 @@ struct Tail {
     only_if_known: bool,
     /// Whether no scan has seen yet what else there is.
     by_hint: bool,
+    /// Whether it had a name that a source has, and no scan would find it by the one that it has.
+    by_former_name: bool,
     /// Whether its bytes were unpacked from the file that was found.
     unpacked: bool,
     /// The first line, while the file is being compared with known streams; and whether that is done.

@@ -109,6 +109,61 @@ async fn several_rotations_between_two_scans() {
     agent.stop().await;
 }
 
+/// The agent sleeps while a log is made, written and renamed several times, to names that its pattern doesn't match: no scan
+/// ever sees these files by the names by which they are logs.
+async fn rotate_unseen(directives: &str) {
+    let mut scene = narrow().await;
+    // Hints alone bring a scan.
+    scene.refresh_interval = "10m";
+    let log = scene.log("a.log");
+    append(&log, &lines(0..10));
+    let agent = scene.spawn(&[], &[], None);
+    scene.expect_lines(&lines(0..10)).await;
+    for round in 0..3_u32 {
+        agent.signal("STOP");
+        let from = 100 + round * 1000;
+        for n in 0..7 {
+            append(&log, &lines(from + n * 100..from + n * 100 + 50));
+            scene.logrotate(directives);
+            if directives.contains("dateext") {
+                std::thread::sleep(std::time::Duration::from_millis(1100));
+            }
+        }
+        append(&log, &lines(from + 700..from + 750));
+        agent.signal("CONT");
+        let rounds = (0..=round).flat_map(|round| (0..8).map(move |n| 100 + round * 1000 + n * 100));
+        let expected: Vec<_> = lines(0..10).into_iter().chain(rounds.flat_map(|from| lines(from..from + 50))).collect();
+        scene.expect_lines(&expected).await;
+    }
+}
+
+#[tokio::test]
+async fn logs_that_were_rotated_before_any_scan_saw_them_are_followed_by_their_renames() {
+    rotate_unseen("create").await;
+    rotate_unseen("create\ndateext\ndateformat -%Y%m%d-%s").await;
+}
+
+#[tokio::test]
+async fn memory_is_bounded_while_the_rest_of_a_log_is_read_from_a_compressed_file() {
+    let scene = narrow().await;
+    append(&scene.log("a.log"), &lines(0..10));
+    scene.once().await.expect("all is shipped");
+    let mut bytes = std::fs::read(scene.log("a.log")).expect("read");
+    let line = [&[b'z'; 4000][..], b"\n"].concat();
+    while bytes.len() < 128 << 20 {
+        bytes.extend_from_slice(&line);
+    }
+    bytes.extend_from_slice(b"the end\n");
+    std::fs::remove_file(scene.log("a.log")).expect("removed");
+    let packed = zstd::encode_all(&bytes[..], 1).expect("compressed");
+    std::fs::write(scene.log("a.log.1.zst"), packed).expect("written");
+    let agent = scene.spawn(&[], &[], None);
+    let ended = || scene.root().records.iter().any(|(_, record)| record == b"the end");
+    wait_for(ended, || format!("{} records came", scene.root().records.len())).await;
+    assert_eq!(scene.root().records.len(), bytes.iter().filter(|byte| **byte == b'\n').count());
+    assert!(agent.peak_memory() < 64 << 20, "{} bytes", agent.peak_memory());
+}
+
 #[tokio::test]
 async fn what_was_compressed_by_zstd_while_the_agent_was_stopped_is_found() {
     let scene = narrow().await;
