@@ -97,10 +97,9 @@ impl Engine {
         self.watcher.watch(&directories);
         self.metrics.unwatched_directories.set(self.watcher.refused() as i64);
         let unreadable = |path: &Path| scan.unreadable.iter().any(|(directory, _)| path.starts_with(directory));
-        // Files whose name another one has now, or none; and files that are longer by their name than by their descriptor.
-        let mut longer = Vec::new();
+        // Files whose name another one has now, or none.
         let by_key: HashMap<FileKey, &Found> = scan.found.iter().map(|found| (found.key, found)).collect();
-        for (id, tail) in &mut self.tails {
+        for tail in self.tails.values_mut() {
             match by_key.get(&tail.key) {
                 Some(found) => {
                     if found.path != tail.path {
@@ -108,9 +107,6 @@ impl Engine {
                         tail.pace.rotated(now);
                     }
                     // What the scan saw may be older than what was seen of the open file since.
-                    if found.size > tail.pace.size() {
-                        longer.push((*id, (*found).clone()));
-                    }
                     tail.look_soon |= found.size != tail.pace.size() || tail.modified != Some(found.written);
                 }
                 None if unreadable(&tail.path) => {}
@@ -131,22 +127,9 @@ impl Engine {
         }
         self.say_waiting();
         self.look(now);
-        for (id, found) in longer {
-            self.open_anew(id, found, now);
-        }
         let ids: Vec<TailId> = self.tails.keys().copied().collect();
         for id in ids {
             self.advance(id, now);
-        }
-    }
-
-    /// Opens a file by its name again that is still shorter by its descriptor: on an overlay file system, that of a file
-    /// from a lower layer shows what it was before it was first written to.
-    fn open_anew(&mut self, id: TailId, found: Found, now: Instant) {
-        let Some(tail) = self.tails.get(&id) else { return };
-        if tail.pace.size() < found.size && !tail.is_busy() && found.by == FoundBy::Name {
-            self.close(id, false);
-            self.take_up(found, false, now);
         }
     }
 

@@ -1,4 +1,4 @@
-//! File systems that don't tell when a file was made, or don't tell of changes, or show a file as it was.
+//! File systems that don't tell when a file was made, or don't tell of changes, or hold a file twice.
 
 use std::os::fd::AsFd;
 
@@ -83,7 +83,7 @@ async fn a_file_of_a_lower_layer_is_followed_into_the_upper_one() {
     let Some(_disk) = Disk::mount(scene.log(""), "overlay", &options) else { return };
     let agent = scene.start();
     scene.expect_lines(&lines(0..100)).await;
-    // The descriptor that the agent has shows the file of the lower layer, which stays as it is.
+    // It is copied to the upper layer now; the agent has the one of the lower layer open.
     append(&scene.log("a.log"), &lines(100..200));
     scene.expect_lines(&lines(0..200)).await;
     append(&scene.log("a.log"), &lines(200..300));
