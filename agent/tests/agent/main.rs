@@ -4,6 +4,7 @@ mod chaos;
 mod cli;
 mod content;
 mod database;
+mod docs;
 mod filesystems;
 mod rotation;
 mod scale;
