@@ -190,6 +190,26 @@ address = "10.0.0.21:7800"
 [category.app]
 "#;
 
+    proptest::proptest! {
+        /// Whatever a node's file says, it is read, or its errors are shown.
+        #[test]
+        fn any_text_is_read_or_its_errors_are_shown(
+            edits in proptest::collection::vec((proptest::prelude::any::<proptest::sample::Index>(), 0_usize..12, "[\\[\\]=\"'.#{}\r\n\t aé日0-]{0,4}"), 1..6),
+        ) {
+            let mut text: Vec<char> = include_str!("../../deploy/aggregator-edge.toml").chars().collect();
+            for (at, removed, inserted) in edits {
+                let at = at.index(text.len());
+                let end = (at + removed).min(text.len());
+                text.splice(at..end, inserted.chars());
+            }
+            let text: String = text.into_iter().collect();
+            let read = NodeConfig::parse(Path::new("node.toml"), &text, |_| Topology::parse("t.toml", TOPOLOGY));
+            if let Err(errors) = read {
+                proptest::prop_assert!(errors.to_string().contains("error: "));
+            }
+        }
+    }
+
     fn parse_text(content: &str) -> Result<NodeConfig, ConfigErrors> {
         NodeConfig::parse(Path::new("/etc/tributary/node.toml"), content, |file| {
             assert_eq!(file, Path::new("/etc/tributary/topology.toml"), "relative to the node's file");

@@ -430,5 +430,28 @@ mod tests {
                 let _ = batch.verify();
             }
         }
+
+        /// Whoever sends may compute checksums over anything: what they cover is not to be believed for that.
+        #[test]
+        fn no_header_under_a_right_checksum_makes_the_reader_panic(
+            edits in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..6),
+            cut in 0_usize..8,
+        ) {
+            let batch = batch();
+            let mut bytes = encode(&batch);
+            let head = bytes.len() - batch.body.len();
+            for (at, value) in edits {
+                bytes[PREFIX_BYTES + at.index(head - PREFIX_BYTES)] = value;
+            }
+            bytes.drain(head - cut..head);
+            let header_len = head - cut - PREFIX_BYTES;
+            bytes[4..8].copy_from_slice(&(header_len as u32).to_le_bytes());
+            let crc = crc32c::crc32c(&bytes[..12]);
+            let crc = crc32c::crc32c_append(crc, &bytes[PREFIX_BYTES..PREFIX_BYTES + header_len]);
+            bytes[12..16].copy_from_slice(&crc.to_le_bytes());
+            if let Ok(batch) = Batch::take_from(&mut Bytes::from(bytes)) {
+                let _ = batch.verify();
+            }
+        }
     }
 }

@@ -832,6 +832,36 @@ mod tests {
             }
         }
 
+        /// Whoever sends may compute checksums over anything: what they cover is not to be believed for that.
+        #[test]
+        fn no_header_under_right_checksums_makes_the_reader_panic_or_decode_more_than_it_says(
+            edits in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..6),
+            gzip: bool,
+        ) {
+            let codec = if gzip { Codec::Gzip } else { Codec::Zstd };
+            let mut bytes = frame(codec, b"one\ntwo\n").to_vec();
+            let fixed = codec.fixed_len();
+            let Ok(Peek::Header(header)) = FrameHeader::peek(&bytes) else { panic!("a good frame") };
+            let end = header.header_len;
+            for (at, value) in edits {
+                // Also bytes of the compressed body.
+                let at = fixed + at.index(bytes.len() - fixed);
+                bytes[at] = value;
+            }
+            let body_crc = crc32c::crc32c(&bytes[end..]);
+            bytes[fixed + 8..fixed + 12].copy_from_slice(&body_crc.to_le_bytes());
+            let header_crc = payload_crc(&bytes[fixed..end]);
+            bytes[fixed + 12..fixed + 16].copy_from_slice(&header_crc.to_le_bytes());
+            if let Ok(header) = FrameHeader::verify(&bytes)
+                && let Ok(raw) = header.decode(&bytes)
+            {
+                prop_assert_eq!(raw.len() as u64, header.stored_len());
+                for slice in &header.slices {
+                    let _ = records_of(slice, &raw);
+                }
+            }
+        }
+
         #[test]
         fn cutting_and_keeping_loses_and_doubles_nothing(
             lines in proptest::collection::vec("[a-z]{0,6}", 1..12),

@@ -152,6 +152,32 @@ pub struct Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Nothing that a server answers, and nothing that a client asks, makes the reader panic, and what is read can be said again.
+        #[test]
+        fn no_text_makes_the_readers_of_messages_panic(
+            text in r#"[\[\]{}:,"a-z0-9.\-]{0,60}"#,
+            at: proptest::sample::Index,
+            cut in 0_usize..20,
+        ) {
+            let answers = r#"{"answers":[{"stream":"000000000000000000000000000000ff","next":{"offset":0,"tail":"2d06800538d394c2"},"committed":null,"owner":{"lane":0,"epoch":3},"verdict":"diverged","history":[{"offset":9,"tail":"2d06800538d394c2"}]}]}"#;
+            let query = r#"{"streams":[{"lane":0,"agent":"web-1","category":"app","stream":"000000000000000000000000000000ff","committed":null}]}"#;
+            let categories = r#"{"lanes":2,"categories":{"app":{"bucket_s":3600,"codec":"gzip"}}}"#;
+            for good in [answers, query, categories] {
+                let at = at.index(good.len());
+                let bad = format!("{}{text}{}", &good[..at], &good[(at + cut).min(good.len())..]);
+                if let Ok(read) = serde_json::from_str::<Answers>(&bad) {
+                    let again = serde_json::to_string(&read).expect("serializes");
+                    prop_assert_eq!(serde_json::from_str::<Answers>(&again).expect("reads"), read);
+                }
+                let _ = serde_json::from_str::<PositionsQuery>(&bad);
+                let _ = serde_json::from_str::<Categories>(&bad);
+                let _ = serde_json::from_str::<Problem>(&bad);
+            }
+        }
+    }
 
     /// Agents and aggregators of different releases talk to each other: the JSON form is a contract.
     #[test]

@@ -310,3 +310,23 @@ fn the_unit_gives_the_agent_the_time_and_the_files_that_it_is_configured_for() {
     assert_eq!(value("Type"), "notify");
     assert!(value("ExecStart").ends_with(" run --config /etc/tributary/agent.toml"));
 }
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(300))]
+
+    /// Whatever is done to the example with all settings, it is read, or its errors are shown.
+    #[test]
+    fn any_text_is_read_or_its_errors_are_shown(
+        edits in proptest::collection::vec((proptest::prelude::any::<proptest::sample::Index>(), 0_usize..12, "[\\[\\]=\"'.#{}\r\n\t aé日0-]{0,4}"), 1..6),
+    ) {
+        let mut text: Vec<char> = include_str!("../../../deploy/agent.toml").chars().collect();
+        for (at, removed, inserted) in edits {
+            let at = at.index(text.len());
+            let end = (at + removed).min(text.len());
+            text.splice(at..end, inserted.chars());
+        }
+        if let Err(errors) = parse_text(&text.into_iter().collect::<String>()) {
+            proptest::prop_assert!(errors.to_string().contains("error: "));
+        }
+    }
+}

@@ -376,8 +376,35 @@ impl Replayed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use tributary_common::bucket::BucketSize;
     use tributary_common::position::TailHash;
+
+    proptest! {
+        /// Also bytes that a right checksum covers: an entry is read as a whole or not at all.
+        #[test]
+        fn no_bytes_make_the_reader_of_entries_panic(
+            edits in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 0..6),
+            cut in 0_usize..20,
+            checksum: bool,
+        ) {
+            let mut bytes = full().encode();
+            for (at, value) in edits {
+                let at = at.index(bytes.len());
+                bytes[at] = value;
+            }
+            bytes.truncate(bytes.len() - cut);
+            if checksum {
+                let len = (bytes.len() - HEAD_BYTES) as u32;
+                bytes[4..8].copy_from_slice(&len.to_le_bytes());
+                let crc = crc32c::crc32c(&bytes[HEAD_BYTES..]);
+                bytes[8..12].copy_from_slice(&crc.to_le_bytes());
+            }
+            if let Ok(entry) = Entry::decode(&bytes, LaneId(3), full().number) {
+                Replayed::default().apply(entry);
+            }
+        }
+    }
 
     fn key(hour: i64) -> HourKey {
         HourKey { category: "app".parse().expect("valid"), bucket: BucketSize::HOUR.bucket_of_ms(hour * 3_600_000) }

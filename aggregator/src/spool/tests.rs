@@ -389,3 +389,47 @@ proptest! {
         }
     }
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    /// Whatever a disk gives back, the spool opens, its runs are whole, and what it reads is what was written, or an error.
+    #[test]
+    fn no_bytes_on_disk_make_the_spool_panic_or_give_back_something_else(
+        edits in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 0..5),
+        cut in 0_usize..40,
+        more in proptest::collection::vec(any::<u8>(), 0..40),
+        which: proptest::sample::Index,
+    ) {
+        let disk = Disk::new();
+        let limits = SpoolLimits { max_bytes: 1 << 30, segment_bytes: 700 };
+        {
+            let (mut spool, _) = disk.open_with(limits);
+            for n in 0..5 {
+                take(&mut spool, &[batch(S, n * 50, n * 50 + 50, 0), batch(OTHER, n * 30, n * 30 + 30, 0)]);
+            }
+        }
+        let names = disk.spool.names();
+        let name = &names[which.index(names.len())];
+        let mut bytes = disk.spool.bytes(name);
+        for (at, value) in edits {
+            let at = at.index(bytes.len());
+            bytes[at] = value;
+        }
+        bytes.truncate(bytes.len().saturating_sub(cut));
+        bytes.extend(more);
+        disk.spool.put(name, bytes);
+        let (spool, _) = disk.open_with(limits);
+        for (id, stream) in spool.streams() {
+            prop_assert_eq!(stream.run.broken_invariant(), None);
+            for entry in stream.run.entries() {
+                let piece = spool.piece(entry.place);
+                let Some(back) = piece.and_then(|piece| read_batch(&*piece.file, entry.place).ok()) else { continue };
+                let Ok(frames) = back.verify() else { continue };
+                prop_assert_eq!((back.header.stream, back.header.start, back.header.end), (id, entry.start, entry.end));
+                let raw = frames[0].decode(&back.body).expect("its checksum was right");
+                prop_assert_eq!(raw, content(id, entry.start.offset, entry.end.offset));
+            }
+        }
+    }
+}
