@@ -15,7 +15,7 @@ pub enum RequestError {
     Timeout,
     /// 429 or 503: later.
     Busy,
-    /// 307: another endpoint has to be asked.
+    /// 307, or a node that is being emptied: another endpoint has to be asked.
     Moved,
     /// Another 4xx: never.
     Refused,

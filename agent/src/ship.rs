@@ -74,8 +74,8 @@ impl ShipError {
     pub fn kind(&self) -> RequestError {
         match self {
             Self::Broken { kind, .. } => *kind,
+            Self::Busy { sibling: true, .. } | Self::Moved { .. } => RequestError::Moved,
             Self::Busy { .. } => RequestError::Busy,
-            Self::Moved { .. } => RequestError::Moved,
             Self::Refused { .. } => RequestError::Refused,
         }
     }

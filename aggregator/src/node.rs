@@ -145,7 +145,7 @@ pub async fn run(config: NodeConfig) -> Result<(), RunError> {
             drain.cancelled().await;
             match &*behind {
                 Behind::Edge(edge) => edge.drain().await,
-                Behind::Root(root) => root.drain().await,
+                Behind::Root(root) => root.hand_over().await,
             }
             tracing::info!("this node is empty; ending");
             shutdown.cancel();

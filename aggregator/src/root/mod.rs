@@ -11,6 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tributary_common::http::endpoint::Endpoint;
 use tributary_common::ids::{LaneId, NodeName};
@@ -20,7 +21,7 @@ use tributary_common::topology::Topology;
 use self::keeper::{Keeper, Shown, State};
 use self::lane::{CategorySettings, LaneSettings, Request};
 use self::metrics::LaneMetrics;
-use self::ownership::Rules;
+use self::ownership::{Rules, Word};
 use crate::dfs::Dfs;
 use crate::surroundings::WallClock;
 use crate::tier::{Elsewhere, Overloaded, Received, Tier};
@@ -46,11 +47,15 @@ mod tests;
 /// When a sender that was refused comes again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
+/// How often a root that leaves looks whether another one has its lanes.
+const HAND_OVER_LOOK: Duration = Duration::from_millis(500);
+
 /// How many times the bytes of a commit may wait for the sink before batches are refused for a while.
 const UNCOMMITTED_COMMITS: u64 = 4;
 
 /// All lanes, of which this process owns some.
 pub struct Root {
+    dfs: Arc<dyn Dfs>,
     lanes: BTreeMap<LaneId, Slot>,
     /// Where the roots are.
     nodes: BTreeMap<NodeName, Endpoint>,
@@ -61,6 +66,7 @@ pub struct Root {
 struct Slot {
     shown: Shown,
     metrics: LaneMetrics,
+    rules: Rules,
     task: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -128,20 +134,20 @@ impl Root {
     ) -> Self {
         let stop = CancellationToken::new();
         let start = |lane| {
-            let (shown, metrics) = (Shown::new(), LaneMetrics::default());
+            let (shown, metrics, rules) = (Shown::new(), LaneMetrics::default(), rules(lane));
             let keeper = Keeper {
                 dfs: Arc::clone(dfs),
                 lane,
                 settings: settings.clone(),
-                rules: rules(lane),
+                rules: rules.clone(),
                 metrics: metrics.clone(),
                 shown: shown.clone(),
                 stop: stop.clone(),
             };
-            (lane, Slot { shown, metrics, task: Mutex::new(Some(tokio::spawn(keeper.run()))) })
+            (lane, Slot { shown, metrics, rules, task: Mutex::new(Some(tokio::spawn(keeper.run()))) })
         };
         let lanes = settings.lanes.lanes().map(start).collect();
-        Self { lanes, nodes, stop }
+        Self { dfs: Arc::clone(dfs), lanes, nodes, stop }
     }
 
     /// Commits what there is, closes all files, writes the ledgers, says goodbye to the other roots, and ends.
@@ -162,6 +168,34 @@ impl Root {
         for slot in self.lanes.values() {
             if let Some(task) = slot.task.lock().unwrap_or_else(PoisonError::into_inner).take() {
                 task.abort();
+            }
+        }
+    }
+
+    /// Does as [`Self::drain`], and waits until the other roots have this one's lanes: who still asks here is sent to them, and
+    /// nobody meets a closed door. It waits for a while only, since there may be no other.
+    pub async fn hand_over(&self) {
+        let had = self.lanes.iter().filter(|(_, slot)| matches!(slot.shown.get(), State::Serving(_) | State::Leaving));
+        let had: Vec<(LaneId, &Slot)> = had.map(|(lane, slot)| (*lane, slot)).collect();
+        self.drain().await;
+        if self.nodes.len() < 2 {
+            return;
+        }
+        let begun = Instant::now();
+        for (lane, slot) in had {
+            let rules = &slot.rules;
+            loop {
+                if let Ok(look) = marks::look(&*self.dfs, lane).await
+                    && let Some(mark) = look.mark.filter(|mark| mark.root != rules.me && mark.word == Word::Here)
+                {
+                    slot.shown.set(State::Elsewhere(Some(mark.root)));
+                    break;
+                }
+                if begun.elapsed() >= rules.takeover_after {
+                    tracing::warn!(%lane, "no other root has taken the lane; it is free for whoever comes");
+                    break;
+                }
+                tokio::time::sleep(rules.beat().min(HAND_OVER_LOOK)).await;
             }
         }
     }

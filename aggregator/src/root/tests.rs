@@ -582,7 +582,7 @@ async fn an_hour_is_published_when_lanes_without_data_have_sealed_it_too() {
 }
 
 #[tokio::test]
-async fn a_root_that_is_stopped_leaves_its_lanes_to_another_one_at_once() {
+async fn a_root_that_is_emptied_leaves_its_lanes_to_another_one_at_once_and_sends_on_who_still_asks() {
     let dir = tempdir();
     let lanes = LaneCount::try_from(2).expect("valid");
     let names: Vec<NodeName> = ["root-1", "root-2"].map(|name| name.parse().expect("valid")).to_vec();
@@ -608,9 +608,41 @@ async fn a_root_that_is_stopped_leaves_its_lanes_to_another_one_at_once() {
         elsewhere == Some(Elsewhere::Node(Endpoint::at("root-2:1").expect("valid")))
     })
     .await;
-    first.drain().await;
+    first.hand_over().await;
     until(async || serves(&second, 0) && serves(&second, 1)).await;
-    assert!(matches!(first.serving(LaneId(0)), Err(Overloaded { elsewhere: Some(Elsewhere::Sibling), .. })));
+    let elsewhere = first.serving(LaneId(0)).err().and_then(|why| why.elsewhere);
+    assert_eq!(elsewhere, Some(Elsewhere::Node(Endpoint::at("root-2:1").expect("valid"))));
+    // Nobody is left to take them, and nobody is waited for for ever.
+    second.drain().await;
+    assert!(matches!(second.serving(LaneId(0)), Err(Overloaded { elsewhere: Some(Elsewhere::Sibling), .. })));
+}
+
+#[tokio::test]
+async fn a_root_whose_clock_is_wrong_seals_nothing_until_it_is_set_and_ships_on() {
+    let dir = tempdir();
+    let skew_ms = Arc::new(std::sync::atomic::AtomicI64::new(120_000));
+    let clock = {
+        let skew_ms = Arc::clone(&skew_ms);
+        WallClock::new(move || WallClock::system().now_ms() + skew_ms.load(std::sync::atomic::Ordering::Relaxed))
+    };
+    let mut settings = LaneSettings { clock, ..settings(0) };
+    for category in settings.categories.values_mut() {
+        // Nothing stays open, so nothing but the clock is a reason for another entry.
+        category.idle_timeout = Duration::from_millis(20);
+    }
+    let root = Harness::start(dir.path(), settings);
+    let log = Log::new(1, 100, 0, 1);
+    assert_eq!(root.offer(log.batch(0, 50)).await.verdict, Verdict::Ok);
+    let ahead_ms = async || root.root.status().await["lanes"]["0"]["clock_ahead_ms"].as_i64().unwrap_or(0);
+    until(async || ahead_ms().await.abs() > 60_000).await;
+    assert_eq!(root.offer(log.batch(50, 100)).await.verdict, Verdict::Ok);
+    root.committed(&log, log.line_start(100)).await;
+    let closed = async || root.root.status().await["lanes"]["0"]["segments"]["open"] == serde_json::json!([]);
+    until(closed).await;
+    assert_eq!(root.lines(), Vec::<String>::new(), "nothing is published by a wrong clock");
+    skew_ms.store(0, std::sync::atomic::Ordering::Relaxed);
+    root.published(1).await;
+    assert_eq!(root.lines(), sorted(&[&log]));
 }
 
 #[tokio::test]
