@@ -29,6 +29,7 @@ mod lanes;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::Duration;
@@ -40,8 +41,10 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 use tributary_common::ids::{AgentId, LaneCount};
 
+use crate::disk::SmallDisk;
 use crate::process::{AtParentDeath, Process, log_tail};
 use crate::programs::Programs;
+use crate::proxy::Proxy;
 use crate::readers::Tree;
 use crate::wait::until;
 use crate::webhdfs::WebHdfs;
@@ -103,6 +106,8 @@ pub struct ClusterOptions {
     pub roots: usize,
     /// How many lanes; default 1.
     pub lanes: u16,
+    /// Whether others reach each aggregator through a [`Proxy`]; default no.
+    pub proxies: bool,
     /// Default: a folder of the cluster's own.
     pub sink: Sink,
     /// The one category; default `nginx-access`.
@@ -115,6 +120,10 @@ pub struct ClusterOptions {
     pub include: String,
     /// What they don't; default `*.gz`.
     pub exclude: String,
+    /// Processes whose state lies on a [`SmallDisk`] of so many megabytes; default none.
+    pub small_disks: Vec<(Role, u32)>,
+    /// More tables for the topology; default none.
+    pub topology_lines: String,
     /// More lines for the top of the agents' files; default none.
     pub agent_lines: String,
     /// Tables in place of the short timeouts of `[root]`, `[spool]`, `[forward]`; default `None`.
@@ -131,12 +140,15 @@ impl Default for ClusterOptions {
             mids: 0,
             roots: 1,
             lanes: 1,
+            proxies: false,
             sink: Sink::Local,
             category: "nginx-access".into(),
             bucket: "1m".into(),
             codec: "gzip".into(),
             include: "access.log*".into(),
             exclude: "*.gz".into(),
+            small_disks: Vec::new(),
+            topology_lines: String::new(),
             agent_lines: String::new(),
             tables: None,
             folder: None,
@@ -153,6 +165,14 @@ struct Node {
     process: Option<Process>,
     /// Whether it was sent SIGSTOP last.
     asleep: bool,
+    proxy: Option<Proxy>,
+}
+
+impl Node {
+    /// Where others reach it.
+    fn outer_port(&self) -> u16 {
+        self.proxy.as_ref().map_or(self.port, Proxy::port)
+    }
 }
 
 #[derive(Debug)]
@@ -179,6 +199,7 @@ pub struct Cluster {
     http: Client,
     lanes: LaneCount,
     agent_ids: Vec<AgentId>,
+    disks: BTreeMap<Role, SmallDisk>,
     folder: Folder,
 }
 
@@ -188,7 +209,14 @@ impl Cluster {
     /// # Errors
     /// The programs can't be built, or one doesn't come up (it shows the end of its log).
     pub async fn start(options: ClusterOptions) -> Result<Self> {
+        let proxies = options.proxies;
         let mut cluster = Self::prepare(options)?;
+        if proxies {
+            for (_, node) in cluster.nodes.iter_mut().filter(|(role, _)| !matches!(role, Role::Agent(_))) {
+                node.proxy = Some(Proxy::start(node.port).await?);
+            }
+            cluster.write_config().context("writing the configuration")?;
+        }
         // The root first: the others then have somebody to ask. They must come up in any order, which the tests that kill
         // them show.
         let roles: Vec<Role> = cluster.nodes.keys().rev().copied().collect();
@@ -225,14 +253,21 @@ impl Cluster {
         let mut nodes = BTreeMap::new();
         for role in roles {
             let config = folder.path().join(format!("{role}.toml"));
-            nodes.insert(role, Node { port: free_port()?, config, starts: 0, process: None, asleep: false });
+            nodes.insert(
+                role,
+                Node { port: free_port()?, config, starts: 0, process: None, asleep: false, proxy: None },
+            );
         }
         // No pooled connections: a killed process would leave dead ones in it.
         let http = Client::builder().no_proxy().pool_max_idle_per_host(0).timeout(Duration::from_secs(10)).build()?;
         let lanes = LaneCount::try_from(options.lanes).map_err(Error::msg)?;
         let agent_ids = (0..options.agents).map(|number| lanes::agent_id(number, lanes)).collect::<Result<_>>()?;
-        let cluster = Self { nodes, options, programs, http, lanes, agent_ids, folder };
+        let mut cluster = Self { nodes, options, programs, http, lanes, agent_ids, disks: BTreeMap::new(), folder };
         cluster.write_config().context("writing the configuration")?;
+        for (role, megabytes) in cluster.options.small_disks.clone() {
+            let disk = SmallDisk::mount(&cluster.state_dir(role), megabytes)?;
+            cluster.disks.insert(role, disk);
+        }
         Ok(cluster)
     }
 
@@ -379,6 +414,15 @@ impl Cluster {
         Ok(())
     }
 
+    /// The proxy in front of an aggregator.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn proxy(&self, role: Role) -> Result<&Proxy> {
+        let proxy = self.nodes.get(&role).and_then(|node| node.proxy.as_ref());
+        proxy.with_context(|| format!("{role} has no proxy"))
+    }
+
     fn is_asleep(&self, role: Role) -> bool {
         self.nodes.get(&role).is_some_and(|node| node.asleep)
     }
@@ -417,10 +461,45 @@ impl Cluster {
     pub fn wipe_state(&mut self, role: Role) -> Result<()> {
         ensure!(self.node(role)?.process.is_none(), "{role} runs");
         let state = self.state_dir(role);
-        if state.exists() {
-            fs::remove_dir_all(&state).with_context(|| format!("deleting {}", state.display()))?;
+        if !state.exists() {
+            return Ok(());
+        }
+        // Not the folder itself, which may be a disk's.
+        for entry in fs::read_dir(&state).with_context(|| format!("listing {}", state.display()))? {
+            let path = entry?.path();
+            let deleted = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            deleted.with_context(|| format!("deleting {}", path.display()))?;
         }
         Ok(())
+    }
+
+    /// The small disk with the state of a process.
+    ///
+    /// # Errors
+    /// It has none.
+    pub fn disk(&self, role: Role) -> Result<&SmallDisk> {
+        self.disks.get(&role).with_context(|| format!("{role} has no small disk"))
+    }
+
+    /// Does as a service manager: starts the processes that have ended by themselves, and says which and how they ended.
+    ///
+    /// # Errors
+    /// One has panicked, or found its configuration wrong; or it can't be started.
+    pub fn restart_ended(&mut self) -> Result<Vec<(Role, String)>> {
+        let mut ended = Vec::new();
+        for (role, node) in &mut self.nodes {
+            let Some(process) = &mut node.process else { continue };
+            if let Some(status) = process.try_wait()? {
+                let expected = status.code() == Some(1) || status.signal() == Some(Signal::ABORT.as_raw());
+                ensure!(expected, "{role} has ended by itself ({status}): {}", process.log_tail());
+                node.process = None;
+                ended.push((*role, status.to_string()));
+            }
+        }
+        for (role, _) in &ended {
+            self.start_node(*role)?;
+        }
+        Ok(ended)
     }
 
     /// Waits until a process says that it is ready (`/readyz`).
@@ -473,6 +552,18 @@ impl Cluster {
     pub async fn metric(&self, role: Role, name: &str) -> Result<f64> {
         let answer = self.http.get(self.url(role, "/metrics")?).send().await?.error_for_status()?;
         Ok(sum_of_samples(&answer.text().await?, name))
+    }
+
+    /// Of the samples of a metric, the sum of those whose label has one of these values, like `busy`.
+    ///
+    /// # Errors
+    /// It doesn't answer.
+    pub async fn metric_of(&self, role: Role, name: &str, values: &[&str]) -> Result<f64> {
+        let answer = self.http.get(self.url(role, "/metrics")?).send().await?.error_for_status()?;
+        let text = answer.text().await?.to_lowercase();
+        let wanted = |line: &&str| values.iter().any(|value| line.contains(&format!("=\"{value}\"")));
+        let lines: Vec<&str> = text.lines().filter(wanted).collect();
+        Ok(sum_of_samples(&lines.join("\n"), name))
     }
 
     /// Waits until all of `log`, as it is on disk, is committed, and all else that the agent has found.

@@ -7,6 +7,7 @@
 //! | every check and every test | `tests/run.sh` |
 //! | the whole on local files, live | `tests/demo.sh` |
 //! | what it costs, beside the compressor alone | `cargo run --release -p tributary-tests --bin bench` |
+//! | random faults, for as long as you like | `cargo run -p tributary-tests --bin chaos -- --seed 7 --duration 10m` |
 //! | a real HDFS to play with | `cargo run -p tributary-tests --bin mini-hdfs` |
 //!
 //! | to have | use |
@@ -18,13 +19,18 @@
 //! | lines like those of an access log, from a number | [`synthetic::AccessLog`] |
 //! | agents, edges and a root as real processes, to kill, stop, wipe | [`cluster::Cluster`] |
 //! | a verdict on a whole run | [`judge::Scenario`], [`scenario::scenario`] |
+//! | connections that are cut, delayed, half-closed | [`proxy::Proxy`] |
+//! | a disk that can be filled | [`disk::SmallDisk`] |
+//! | faults of all kinds, by a seed | [`chaos`] |
 //! | what users' jobs find in a published tree | [`readers::read_lines`] |
 //! | lines written against lines found | [`lines::Lines::difference`] |
 //! | a child process that can't outlive the test run | [`process::Process`] |
 //! | what a process uses | [`usage::Usage`] |
 //! | a condition instead of a sleep | [`wait::until`] |
 
+pub mod chaos;
 pub mod cluster;
+pub mod disk;
 pub mod hdfs;
 pub mod judge;
 pub mod lines;
@@ -34,6 +40,7 @@ pub mod nginx;
 pub mod parts;
 pub mod process;
 pub mod programs;
+pub mod proxy;
 pub mod published;
 pub mod readers;
 pub mod scenario;

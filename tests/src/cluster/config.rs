@@ -30,13 +30,13 @@ impl Cluster {
     pub(super) fn write_config(&self) -> Result<()> {
         let folder = self.folder();
         for name in ["logs", "state", "out", "sink"] {
-            fs::create_dir(folder.join(name))?;
+            fs::create_dir_all(folder.join(name))?;
         }
         fs::write(folder.join("topology.toml"), self.topology())?;
         for (role, node) in &self.nodes {
             let text = match role {
                 Role::Agent(number) => {
-                    fs::create_dir(self.log_dir(*number))?;
+                    fs::create_dir_all(self.log_dir(*number))?;
                     self.agent_config(*number, node.port)
                 }
                 _ => self.aggregator_config(*role, node.port),
@@ -47,7 +47,7 @@ impl Cluster {
     }
 
     pub(super) fn topology(&self) -> String {
-        let ClusterOptions { category, bucket, codec, .. } = &self.options;
+        let ClusterOptions { category, bucket, codec, topology_lines, .. } = &self.options;
         let lanes = self.lanes.get();
         let tables = self.options.tables.clone().unwrap_or_else(|| {
             let local = matches!(self.options.sink, Sink::Local);
@@ -64,7 +64,7 @@ impl Cluster {
         });
         let sink = self.sink_uri();
         let mut text = format!(
-            "[cluster]\nname = \"test\"\nlanes = {lanes}\n[sink]\nuri = \"{sink}\"\n{tables}\n\
+            "[cluster]\nname = \"test\"\nlanes = {lanes}\n[sink]\nuri = \"{sink}\"\n{tables}\n{topology_lines}\n\
              [category.{category}]\nbucket = \"{bucket}\"\ncodec = \"{codec}\"\n"
         );
         let above_edges = if self.options.mids > 0 { "mid" } else { "root" };
@@ -75,7 +75,7 @@ impl Cluster {
                 let _ = writeln!(text, "parent = \"{parent}\"");
             }
             for role in roles {
-                let port = self.nodes[&role].port;
+                let port = self.nodes[&role].outer_port();
                 let _ = writeln!(text, "[[tier.node]]\nname = \"{role}\"\naddress = \"127.0.0.1:{port}\"");
             }
         };
@@ -100,7 +100,7 @@ impl Cluster {
         let ClusterOptions { category, include, exclude, agent_lines, tables, .. } = &self.options;
         // Each agent begins with another edge.
         let endpoints: Vec<String> = (0..self.options.edges)
-            .map(|n| self.nodes[&Role::Edge((n + number) % self.options.edges)].port)
+            .map(|n| self.nodes[&Role::Edge((n + number) % self.options.edges)].outer_port())
             .map(|port| format!("\"http://127.0.0.1:{port}\""))
             .collect();
         let (endpoints, logs) = (endpoints.join(", "), self.log_dir(number));
