@@ -3,7 +3,8 @@
 
 use rusqlite::Connection;
 
-use crate::support::{Disk, Scene, append, lines, wait_for};
+use crate::machine::Disk;
+use crate::support::{Scene, append, lines, wait_for};
 
 /// Offsets that the database says to be committed.
 fn committed(scene: &Scene) -> Vec<i64> {

@@ -4,7 +4,8 @@ use std::os::fd::AsFd;
 
 use rustix::fs::{AtFlags, StatxFlags, statx};
 
-use crate::support::{Disk, Scene, append, lines};
+use crate::machine::Disk;
+use crate::support::{Scene, append, lines};
 
 /// Rotation, truncation and restarts, with and without the database.
 async fn live_through_a_day(scene: &Scene) {

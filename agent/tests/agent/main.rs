@@ -6,6 +6,7 @@ mod content;
 mod database;
 mod docs;
 mod filesystems;
+mod machine;
 mod rotation;
 mod scale;
 mod shipping;
