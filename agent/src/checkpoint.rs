@@ -670,7 +670,7 @@ mod tests {
         first.checkpoints.save(checkpoint(1, 10));
         first.checkpoints.save(checkpoint(2, 10));
         first.checkpoints.save(checkpoint(1, 20));
-        let settings = CategorySettings { bucket_s: BucketSize::HOUR, codec: Codec::Zstd };
+        let settings = CategorySettings { bucket_s: BucketSize::HOUR, codec: Codec::Zstd, close_delay_ms: 0 };
         let categories =
             Categories { lanes: LaneCount::ONE, categories: [("app".parse().expect("valid"), settings)].into() };
         first.checkpoints.save_categories(categories.clone());

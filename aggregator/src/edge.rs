@@ -6,6 +6,7 @@
 
 mod core;
 mod metrics;
+mod reports;
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -21,6 +22,7 @@ use tributary_common::http::endpoint::Endpoint;
 use tributary_common::http::pool::PoolOptions;
 use tributary_common::ids::LaneCount;
 use tributary_common::messages::{Answer, PositionsQuery};
+use tributary_common::report::{Report, ReportAnswer};
 use tributary_common::topology::rendezvous;
 
 pub use self::core::SyncFailed;
@@ -273,6 +275,10 @@ impl Tier for Edge {
 
     async fn positions(&self, query: PositionsQuery) -> Result<Vec<Answer>, Overloaded> {
         self.ask(|reply| Message::Positions { query, reply }).await
+    }
+
+    async fn reports(&self, reports: Vec<Report>) -> Result<Vec<ReportAnswer>, Overloaded> {
+        self.ask(|reply| Message::Reports { reports, reply }).await
     }
 
     async fn status(&self) -> serde_json::Value {

@@ -287,7 +287,7 @@ impl Drop for Served {
 
 /// What the tests' topology says.
 pub(crate) fn categories() -> Categories {
-    let settings = CategorySettings { bucket_s: BucketSize::HOUR, codec: Codec::Gzip };
+    let settings = CategorySettings { bucket_s: BucketSize::HOUR, codec: Codec::Gzip, close_delay_ms: 0 };
     Categories { lanes: LaneCount::ONE, categories: [(category(), settings)].into() }
 }
 

@@ -8,6 +8,7 @@ use tributary_common::batch::Batch;
 use tributary_common::frame::FrameHeader;
 use tributary_common::http::endpoint::Endpoint;
 use tributary_common::messages::{Answer, PositionsQuery};
+use tributary_common::report::{Report, ReportAnswer};
 
 /// A batch that came in whole: its checksums are right, its frames are its own, its category, lane and bucket size are
 /// those of the topology.
@@ -73,6 +74,12 @@ pub trait Tier: Send + Sync + 'static {
     /// When there is no room for more questions.
     async fn positions(&self, query: PositionsQuery) -> Result<Vec<Answer>, Overloaded>;
 
+    /// Takes reports, for the lane's owner. Returns what is known of these agents here, for some or all of them.
+    ///
+    /// # Errors
+    /// When there is no room, or another node is better; they may be sent again.
+    async fn reports(&self, reports: Vec<Report>) -> Result<Vec<ReportAnswer>, Overloaded>;
+
     /// All that an operator may want to see, as JSON.
     async fn status(&self) -> serde_json::Value;
 
@@ -91,6 +98,10 @@ impl<T: Tier + ?Sized> Tier for Arc<T> {
 
     async fn positions(&self, query: PositionsQuery) -> Result<Vec<Answer>, Overloaded> {
         (**self).positions(query).await
+    }
+
+    async fn reports(&self, reports: Vec<Report>) -> Result<Vec<ReportAnswer>, Overloaded> {
+        (**self).reports(reports).await
     }
 
     async fn status(&self) -> serde_json::Value {

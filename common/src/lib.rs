@@ -15,6 +15,7 @@ pub mod limits;
 pub mod messages;
 pub mod position;
 pub mod ranges;
+pub mod report;
 pub mod shutdown;
 pub mod telemetry;
 pub mod topology;

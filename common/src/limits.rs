@@ -49,6 +49,21 @@ pub const MAX_BATCHES_PER_REQUEST: usize = 16_384;
 /// Most streams in one positions query.
 pub const MAX_STREAMS_PER_QUERY: usize = 10_000;
 
+/// Most reports in one request.
+pub const MAX_REPORTS_PER_REQUEST: usize = 4096;
+
+/// Most bytes of a request with reports.
+pub const MAX_REPORTS_BYTES: u64 = 4 << 20;
+
+/// Most streams that a report names, and most that it declares lost.
+pub const MAX_STREAMS_PER_REPORT: usize = 4096;
+
+/// Most buckets of which a report says how much was read.
+pub const MAX_COUNTS_PER_REPORT: usize = 64;
+
+/// Most bytes of a reason that is told for an operator.
+pub const MAX_WORDS_BYTES: usize = 256;
+
 /// A bound on what one run, encoded, adds to a descriptor: three variable-length integers.
 const RUN_ENCODED_BYTES: usize = 3 * 10;
 

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `POST /v1/batches` | batches ([`crate::batch`]), one after the other | [`Answers`], one per batch, in order |
 //! | `POST /v1/positions` | [`PositionsQuery`] | [`Answers`], one per stream, in order |
+//! | `POST /v1/reports` | [`Reports`](crate::report::Reports) | [`ReportAnswers`](crate::report::ReportAnswers) |
 //! | `GET /v1/categories` | | [`Categories`] |
 //! | `GET /v1/status` | | what the node's `status` command shows |
 //! | `POST /v1/drain`, from the node's own machine | | 202; the node empties itself and ends |
@@ -28,6 +29,8 @@ use crate::position::Position;
 pub const BATCHES_PATH: &str = "/v1/batches";
 /// Where positions are asked for.
 pub const POSITIONS_PATH: &str = "/v1/positions";
+/// Where reports go.
+pub const REPORTS_PATH: &str = "/v1/reports";
 /// Where an agent learns the settings of its categories.
 pub const CATEGORIES_PATH: &str = "/v1/categories";
 /// Where an operator asks an aggregator how it is.
@@ -131,6 +134,10 @@ pub struct CategorySettings {
     pub bucket_s: BucketSize,
     /// How its frames are compressed.
     pub codec: Codec,
+    /// How long after its time a line may be written to its file, in milliseconds: an agent says that it has all of a
+    /// bucket no sooner than so long after the bucket's end.
+    #[serde(default)]
+    pub close_delay_ms: u64,
 }
 
 /// The categories of the topology.

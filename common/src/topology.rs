@@ -42,7 +42,9 @@ use crate::http::endpoint::Endpoint;
 use crate::ids::{AgentId, CategoryName, LaneCount, LaneId, NodeName};
 use crate::messages::{Categories, CategorySettings};
 
-pub use options::{Category, ForwardOptions, Late, NodeLimits, OnMissing, RootOptions, Sink, SinkKind, SpoolOptions};
+pub use options::{
+    Category, ForwardOptions, Late, NodeLimits, OnMissing, RootOptions, RosterOptions, Sink, SinkKind, SpoolOptions,
+};
 
 /// One aggregator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -94,6 +96,7 @@ pub struct Topology {
     lanes: LaneCount,
     sink: Sink,
     root: RootOptions,
+    roster: RosterOptions,
     spool: SpoolOptions,
     forward: ForwardOptions,
     limits: NodeLimits,
@@ -140,6 +143,12 @@ impl Topology {
     #[must_use]
     pub fn root(&self) -> &RootOptions {
         &self.root
+    }
+
+    /// Of which agents the roots expect reports.
+    #[must_use]
+    pub fn roster(&self) -> &RosterOptions {
+        &self.roster
     }
 
     /// How the other nodes buffer.
@@ -246,7 +255,11 @@ impl Topology {
     /// What agents are told of the topology.
     #[must_use]
     pub fn for_agents(&self) -> Categories {
-        let settings = |category: &Category| CategorySettings { bucket_s: category.bucket, codec: category.codec };
+        let settings = |category: &Category| CategorySettings {
+            bucket_s: category.bucket,
+            codec: category.codec,
+            close_delay_ms: u64::try_from(category.close_delay.as_millis()).unwrap_or(u64::MAX),
+        };
         Categories {
             lanes: self.lanes,
             categories: self.categories.iter().map(|(name, category)| (name.clone(), settings(category))).collect(),

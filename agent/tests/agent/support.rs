@@ -249,7 +249,7 @@ impl Edge {
     pub(crate) async fn start(root: &Arc<Mutex<Root>>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("http://{}", listener.local_addr().expect("an address"));
-        let settings = CategorySettings { bucket_s: BucketSize::HOUR, codec: Codec::Gzip };
+        let settings = CategorySettings { bucket_s: BucketSize::HOUR, codec: Codec::Gzip, close_delay_ms: 0 };
         let state = Arc::new(Mutex::new(EdgeState {
             root: Arc::clone(root),
             spool: BTreeMap::new(),

@@ -16,8 +16,10 @@ use tributary_common::http::pool::Trouble;
 use tributary_common::ids::StreamId;
 use tributary_common::messages::{Answer, Owner, PositionsQuery, StreamQuery, Verdict};
 use tributary_common::position::Position;
+use tributary_common::report::{Report, ReportAnswer, Reports};
 
 use super::metrics::{EdgeMetrics, ForwardError, Outcome, Reason};
+use super::reports::{Desk, Full};
 use super::{EdgeOptions, Shown};
 use crate::forward::{Ask, Effect, Failed, Failure, Forwarder, Outgoing, RequestId, Upstream, Way};
 use crate::setaside::{Piece, SetAside};
@@ -59,11 +61,15 @@ const MAX_QUESTIONS: usize = 64;
 /// So many redirects are followed with one question.
 const MAX_QUESTION_HOPS: usize = 3;
 
+/// When reports are passed on again that did not arrive.
+const REPORTS_RETRY: Duration = Duration::from_millis(500);
+
 /// Most streams that the status names.
 const SHOWN_STREAMS: usize = 20;
 
 pub(super) enum Message {
     Offer { batches: Vec<Received>, reply: oneshot::Sender<Result<Vec<Answer>, Overloaded>> },
+    Reports { reports: Vec<Report>, reply: oneshot::Sender<Result<Vec<ReportAnswer>, Overloaded>> },
     Positions { query: PositionsQuery, reply: oneshot::Sender<Result<Vec<Answer>, Overloaded>> },
     Drain { reply: oneshot::Sender<()> },
     Stop { reply: oneshot::Sender<()> },
@@ -101,6 +107,14 @@ struct Asked {
     route: usize,
     node: usize,
     failure: Option<Failure>,
+}
+
+/// Reports that went to the tier above, and what came of it.
+struct Passing {
+    route: usize,
+    node: usize,
+    reports: Vec<Report>,
+    outcome: Result<Vec<ReportAnswer>, Failed>,
 }
 
 enum Sent {
@@ -143,6 +157,8 @@ pub(super) struct Core {
     trouble: Option<String>,
     /// Who waits until it is empty; nothing new is taken.
     draining: Option<Vec<oneshot::Sender<()>>>,
+    desk: Desk,
+    passing: JoinSet<Passing>,
     _lock: Option<File>,
 }
 
@@ -159,7 +175,7 @@ impl Core {
         for (id, stream) in spool.streams() {
             forwarder.notice(now(), id, stream.agent.lane(options.lanes), &spool);
         }
-        let now = now();
+        let (now, routes) = (now(), options.routes.len());
         Self {
             options,
             spool,
@@ -181,6 +197,8 @@ impl Core {
             next_sweep: now,
             trouble: None,
             draining: None,
+            desk: Desk::new(routes),
+            passing: JoinSet::new(),
             _lock: lock,
         }
     }
@@ -194,6 +212,7 @@ impl Core {
             let at = now();
             self.begin_group(at)?;
             self.send(at);
+            self.pass_reports_on(at);
             let deadline = self.deadline(at);
             // What was begun comes to its end before anything new is heard.
             tokio::select! {
@@ -217,6 +236,7 @@ impl Core {
                     let (keep, kept) = join(done);
                     self.kept(keep, kept, now());
                 }
+                Some(done) = self.passing.join_next() => self.passed(join(done), now()),
                 () = tokio::time::sleep_until(deadline.into()) => self.tick(now()),
                 message = inbox.recv() => match message {
                     None => return Ok(()),
@@ -237,7 +257,7 @@ impl Core {
 
     fn deadline(&self, now: Instant) -> Instant {
         let group = self.group_due(now).filter(|_| self.group.is_none());
-        [Some(self.next_tick), group, self.forwarder.next_deadline()]
+        [Some(self.next_tick), group, self.forwarder.next_deadline(), self.desk.deadline()]
             .into_iter()
             .flatten()
             .min()
@@ -249,6 +269,14 @@ impl Core {
             Message::Offer { reply, .. } if self.draining.is_some() => {
                 // Whoever gave up waiting asks another one.
                 let _ = reply.send(Err(being_emptied()));
+            }
+            Message::Reports { reply, .. } if self.draining.is_some() => {
+                // Whoever gave up waiting asks another one.
+                let _ = reply.send(Err(being_emptied()));
+            }
+            Message::Reports { reports, reply } => {
+                // Whoever gave up waiting reports again.
+                let _ = reply.send(self.take_reports(reports, now));
             }
             Message::Drain { reply } => {
                 tracing::info!(batches = self.spool.entries(), "this node is being emptied");
@@ -435,6 +463,59 @@ impl Core {
             let _ = reply.send(Ok(answers.into_iter().flatten().collect()));
             hops
         });
+    }
+
+    // ---- reports
+
+    fn take_reports(&mut self, reports: Vec<Report>, now: Instant) -> Result<Vec<ReportAnswer>, Overloaded> {
+        let mut answers = Vec::new();
+        for report in reports {
+            let route = self.forwarder.route_of(report.lane);
+            match self.desk.take(report, route, now) {
+                Ok(answer) => answers.extend(answer),
+                Err(Full) => {
+                    let reason = "there is no memory for the reports of more agents";
+                    self.trouble = Some(reason.to_owned());
+                    return Err(Overloaded::new(reason, NO_ROOM_RETRY_AFTER));
+                }
+            }
+        }
+        Ok(answers)
+    }
+
+    fn pass_reports_on(&mut self, now: Instant) {
+        while let Some((route, reports)) = self.desk.due(now) {
+            let Some((node, reconnect)) = self.forwarder.node(route, now) else {
+                self.desk.not_passed_on(route, &reports, now + REPORTS_RETRY);
+                continue;
+            };
+            let (way, upstream) = (self.way(route, node, reconnect), Arc::clone(&self.upstream));
+            self.passing.spawn(async move {
+                let body = Reports::new(reports);
+                let outcome = upstream.reports(&way, &body).await;
+                Passing { route, node, reports: body.reports, outcome }
+            });
+        }
+    }
+
+    fn passed(&mut self, passing: Passing, now: Instant) {
+        let Passing { route, node, reports, outcome } = passing;
+        let failure = outcome.as_ref().err().map(|failed| failed.failure.clone());
+        self.forwarder.asked(now, route, node, failure.as_ref(), self.surroundings.random.bits());
+        match outcome {
+            Ok(answers) => {
+                self.metrics.forwarded_reports.inc_by(reports.len() as u64);
+                self.desk.passed_on(route, answers);
+            }
+            Err(failed) if matches!(failed.failure, Failure::Rejected { .. }) => {
+                tracing::error!(error = %failed, reports = reports.len(), "the tier above rejected reports; they are dropped");
+                self.desk.passed_on(route, Vec::new());
+            }
+            Err(failed) => {
+                tracing::debug!(error = %failed, "reports were not passed on; they are sent again");
+                self.desk.not_passed_on(route, &reports, now + REPORTS_RETRY);
+            }
+        }
     }
 
     // ---- forwarding
@@ -631,6 +712,7 @@ impl Core {
     }
 
     fn sweep(&mut self, now: Instant) {
+        self.desk.forget(now);
         self.ended.retain(|_, ended| now.duration_since(ended.since) < ENDED_FOR);
         for (id, stream) in self.spool.streams() {
             if let Some(invariant) = stream.run.broken_invariant() {
@@ -699,6 +781,7 @@ impl Core {
                 "oldest_ms": oldest_ms,
             },
             "streams": { "known": streams, "held": held_streams, "ended": self.ended.len(), "oldest": waiting },
+            "agents": self.desk.len(),
             "parents": routes,
             "requests_under_way": self.forwarder.under_way(),
             "set_aside": { "bytes": self.set_aside.bytes(), "waiting": self.keep_again.len() + self.keeping.len() },

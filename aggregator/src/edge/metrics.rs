@@ -112,6 +112,7 @@ pub struct EdgeMetrics {
     pub(super) failed_groups: Counter,
     /// Batches that the parent tier answered.
     pub(super) forwarded_batches: Counter,
+    pub(super) forwarded_reports: Counter,
     /// Their bytes.
     pub(super) forwarded_bytes: Counter,
     /// Times that the parent tier expected what it had committed.
@@ -142,6 +143,7 @@ impl EdgeMetrics {
             "Groups of batches that could not be written",
             self.failed_groups.clone(),
         );
+        registry.register("forwarded_reports", "Reports that the parent tier took", self.forwarded_reports.clone());
         registry.register("forwarded_batches", "Batches that the parent tier answered", self.forwarded_batches.clone());
         registry.register(
             "forwarded_bytes",

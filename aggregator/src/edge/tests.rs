@@ -26,6 +26,7 @@ struct ParentState {
     /// Every byte that was taken, by stream; a byte that is taken twice must be the same.
     stored: BTreeMap<StreamId, BTreeMap<u64, u8>>,
     offers: u64,
+    reports: Vec<Report>,
     /// What is taken is committed at once.
     commits: bool,
     /// What every batch is answered.
@@ -85,6 +86,30 @@ impl Tier for Parent {
                 }
             };
             Ok(query.streams.iter().map(answer).collect())
+        })
+    }
+
+    async fn reports(&self, reports: Vec<Report>) -> Result<Vec<ReportAnswer>, Overloaded> {
+        self.with(|state| {
+            if state.full {
+                return Err(Overloaded::new("full", Duration::from_secs(1)));
+            }
+            if let Some(elsewhere) = &state.elsewhere {
+                return Err(Overloaded::go("not here", Duration::from_secs(1), elsewhere.clone()));
+            }
+            let answers = reports.iter().map(|report| ReportAnswer {
+                agent: report.agent.clone(),
+                category: report.category.clone(),
+                run: report.run,
+                heard: report.number,
+                session: None,
+                rival: None,
+                refused: None,
+                waiting_for: Vec::new(),
+            });
+            let answers = answers.collect();
+            state.reports.extend(reports);
+            Ok(answers)
         })
     }
 

@@ -11,13 +11,16 @@ use bytes::Bytes;
 use http::header::{CONTENT_TYPE, LOCATION};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use hyper::body::{Body, Frame, SizeHint};
+use serde::de::DeserializeOwned;
 use tributary_common::http::backoff::retry_after;
 use tributary_common::http::client::{ClientOptions, build};
 use tributary_common::http::endpoint::Endpoint;
 use tributary_common::http::pool::Trouble;
 use tributary_common::messages::{
-    Answer, Answers, BATCHES_CONTENT_TYPE, BATCHES_PATH, POSITIONS_PATH, PositionsQuery, Problem, SIBLING_HEADER,
+    Answer, Answers, BATCHES_CONTENT_TYPE, BATCHES_PATH, POSITIONS_PATH, PositionsQuery, Problem, REPORTS_PATH,
+    SIBLING_HEADER,
 };
+use tributary_common::report::{ReportAnswer, ReportAnswers, Reports};
 
 use super::state::Failure;
 
@@ -50,6 +53,12 @@ pub trait Upstream: Send + Sync + 'static {
     /// # Errors
     /// When there is no answer to the question.
     async fn positions(&self, way: &Way, query: &PositionsQuery) -> Result<Vec<Answer>, Failed>;
+
+    /// Passes reports on, and returns what is known there of their agents.
+    ///
+    /// # Errors
+    /// When they did not arrive.
+    async fn reports(&self, way: &Way, reports: &Reports) -> Result<Vec<ReportAnswer>, Failed>;
 }
 
 /// Asks nodes of the parent tier over HTTP.
@@ -92,13 +101,13 @@ impl Client {
         current.clone()
     }
 
-    async fn post(
+    async fn post<T: DeserializeOwned>(
         &self,
         way: &Way,
         path: &str,
         content_type: &'static str,
         body: reqwest::Body,
-    ) -> Result<Vec<Answer>, Failed> {
+    ) -> Result<T, Failed> {
         let url = way.node.url(path);
         let broken = |error: String| Failed { url: url.clone(), error, failure: Failure::Trouble(Trouble::Broken) };
         let sent = self
@@ -125,30 +134,36 @@ impl Client {
 impl Upstream for Client {
     async fn batches(&self, way: &Way, pieces: Vec<Bytes>) -> Result<Vec<Answer>, Failed> {
         let body = reqwest::Body::wrap(Pieces::new(pieces));
-        self.post(way, BATCHES_PATH, BATCHES_CONTENT_TYPE, body).await
+        self.post(way, BATCHES_PATH, BATCHES_CONTENT_TYPE, body).await.map(|answers: Answers| answers.answers)
     }
 
     async fn positions(&self, way: &Way, query: &PositionsQuery) -> Result<Vec<Answer>, Failed> {
         let body = serde_json::to_vec(query).expect("messages have text keys and no failing serializers");
-        self.post(way, POSITIONS_PATH, "application/json", body.into()).await
+        self.post(way, POSITIONS_PATH, "application/json", body.into()).await.map(|answers: Answers| answers.answers)
+    }
+
+    async fn reports(&self, way: &Way, reports: &Reports) -> Result<Vec<ReportAnswer>, Failed> {
+        let body = serde_json::to_vec(reports).expect("messages have text keys and no failing serializers");
+        self.post(way, REPORTS_PATH, "application/json", body.into())
+            .await
+            .map(|answers: ReportAnswers| answers.answers)
     }
 }
 
-/// What a response to a request for `path` of `node` means.
+/// What a response to a request for `path` of `node` means: [`Answers`], or [`ReportAnswers`] to reports.
 ///
 /// # Errors
 /// When it brings no answers.
-pub fn understand(
+pub fn understand<T: DeserializeOwned>(
     node: &Endpoint,
     path: &str,
     status: StatusCode,
     headers: &HeaderMap,
     body: &[u8],
-) -> Result<Vec<Answer>, Failed> {
+) -> Result<T, Failed> {
     let url = node.url(path);
     if status == StatusCode::OK {
-        let answers = serde_json::from_slice::<Answers>(body);
-        return answers.map(|answers| answers.answers).map_err(|error| Failed {
+        return serde_json::from_slice(body).map_err(|error| Failed {
             url,
             error: format!("the answer is not one of a node of this release: {error}"),
             failure: Failure::Trouble(Trouble::Broken),

@@ -34,11 +34,12 @@ use serde::Serialize;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tributary_common::batch::{Batch, BatchError, BatchHeader};
 use tributary_common::http::body::BodyError;
-use tributary_common::limits::{MAX_BATCHES_PER_REQUEST, MAX_STREAMS_PER_QUERY};
+use tributary_common::limits::{MAX_BATCHES_PER_REQUEST, MAX_REPORTS_BYTES, MAX_STREAMS_PER_QUERY};
 use tributary_common::messages::{
     Answer, Answers, BATCHES_CONTENT_TYPE, BATCHES_PATH, CATEGORIES_PATH, Categories, POSITIONS_PATH, PositionsQuery,
-    Problem, SIBLING_HEADER, STATUS_PATH, Verdict,
+    Problem, REPORTS_PATH, SIBLING_HEADER, STATUS_PATH, Verdict,
 };
+use tributary_common::report::{Report, ReportAnswer, ReportAnswers, Reports};
 
 pub use self::metrics::{ReceiveMetrics, Reject};
 use crate::surroundings::WallClock;
@@ -129,15 +130,16 @@ impl<T: Tier> Receiver<T> {
         let served = match (&method, path.as_str()) {
             (&Method::POST, BATCHES_PATH) => self.batches(request).await,
             (&Method::POST, POSITIONS_PATH) => self.positions(request).await,
+            (&Method::POST, REPORTS_PATH) => self.reports(request).await,
             (&Method::GET, CATEGORIES_PATH) => Ok(json(StatusCode::OK, &self.categories)),
             (&Method::GET, STATUS_PATH) => Ok(json(StatusCode::OK, &self.tier.status().await)),
-            (_, BATCHES_PATH | POSITIONS_PATH) => return method_not_allowed("POST"),
+            (_, BATCHES_PATH | POSITIONS_PATH | REPORTS_PATH) => return method_not_allowed("POST"),
             (_, CATEGORIES_PATH | STATUS_PATH) => return method_not_allowed("GET"),
             _ => Err(Rejected::new(
                 StatusCode::NOT_FOUND,
                 Reject::UnknownPath,
                 format!(
-                    "there is nothing at {path}: the node serves {BATCHES_PATH}, {POSITIONS_PATH}, {CATEGORIES_PATH} and {STATUS_PATH}"
+                    "there is nothing at {path}: the node serves {BATCHES_PATH}, {POSITIONS_PATH}, {REPORTS_PATH}, {CATEGORIES_PATH} and {STATUS_PATH}"
                 ),
             )),
         };
@@ -216,6 +218,39 @@ impl<T: Tier> Receiver<T> {
         }
         let answers = self.tier.positions(query).await?;
         Ok(json(StatusCode::OK, &Answers { answers }))
+    }
+
+    async fn reports<B>(&self, request: Request<B>) -> Result<Response<Full<Bytes>>, Rejected>
+    where
+        B: Body<Data = Bytes> + Send + Unpin,
+        BodyError: From<B::Error>,
+    {
+        check_content_type(request.headers(), "application/json")?;
+        let (body, _memory) = self.read_body(request, MAX_REPORTS_BYTES.min(self.limits.max_request_bytes)).await?;
+        let bad = |error: String| Rejected::new(StatusCode::BAD_REQUEST, Reject::BadQuery, error);
+        let mut reports: Reports =
+            serde_json::from_slice(&body).map_err(|error| bad(format!("the reports can't be read: {error}")))?;
+        reports.check().map_err(bad)?;
+        for report in &mut reports.reports {
+            report.lane = report.agent.lane(self.categories.lanes);
+        }
+        let is_known = |report: &Report| self.categories.categories.contains_key(&report.category);
+        let (known, foreign): (Vec<Report>, Vec<Report>) = reports.reports.into_iter().partition(is_known);
+        let mut answers = if known.is_empty() { Vec::new() } else { self.tier.reports(known).await? };
+        answers.extend(foreign.into_iter().map(|report| ReportAnswer {
+            heard: 0,
+            session: None,
+            rival: None,
+            refused: Some(format!(
+                "the category {} is not in this node's topology: add it there, or correct the agent's source",
+                report.category
+            )),
+            waiting_for: Vec::new(),
+            agent: report.agent,
+            category: report.category,
+            run: report.run,
+        }));
+        Ok(json(StatusCode::OK, &ReportAnswers { answers }))
     }
 
     /// Reads the body into one piece of memory. The permit stands for that memory.

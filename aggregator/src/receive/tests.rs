@@ -59,6 +59,14 @@ impl Tier for Taker {
         Ok(query.streams.iter().map(|asked| answer(asked.stream)).collect())
     }
 
+    async fn reports(&self, reports: Vec<Report>) -> Result<Vec<ReportAnswer>, Overloaded> {
+        if let Some(elsewhere) = &self.elsewhere {
+            return Err(Overloaded::go("not here", Duration::from_secs(1), elsewhere.clone()));
+        }
+        assert!(reports.iter().all(|one| one.lane == LaneId(0)), "a lane that there is");
+        Ok(Vec::new())
+    }
+
     async fn status(&self) -> serde_json::Value {
         serde_json::json!({ "taken": self.taken.lock().expect("no panic").len() })
     }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tributary_common::checksum::Checksum;
 use tributary_common::ids::{AgentId, CategoryName, LaneId};
 
-use super::ledger::{AgentCount, HourKey, Seal, SegmentRecord};
+use super::ledger::{AgentCount, HourKey, Lost, Missing, Seal, SegmentRecord};
 use super::segment::begun;
 
 /// The version of the manifest's and the seal's form.
@@ -17,6 +17,9 @@ pub const FORM_VERSION: u32 = 1;
 
 /// The hour's manifest: its files, and who contributed how much.
 pub const MANIFEST_FILE: &str = "_MANIFEST.json";
+
+/// The names of the agents whose data is missing in an hour that was published all the same.
+pub const PARTIAL_FILE: &str = "_PARTIAL.json";
 
 /// Where late files go, inside of the hour's directory.
 pub const LATE_DIR: &str = "_late";
@@ -101,7 +104,25 @@ pub struct ManifestFile {
     pub records: u64,
 }
 
-/// The manifest of an hour, or of one late file: `_MANIFEST.json`.
+/// The manifest of an hour, or of one late file: `_MANIFEST.json`. Made of the seals alone, so whoever makes it makes the same.
+///
+/// ```json
+/// {
+///   "version": 1,
+///   "category": "nginx-access",
+///   "bucket_start_s": 1795377600,
+///   "bucket_size_s": 3600,
+///   "complete": true,
+///   "records": 2,
+///   "bytes": 40,
+///   "files": [{ "name": "nginx-access.20261122T2000Z.l0-e7-3.gz", "lane": 0, "bytes": 40, "crc32c": "0a1b2c3d", "records": 2 }],
+///   "agents": { "web-1": { "records": 2, "bytes": 30 } },
+///   "losses": [{ "agent": "web-2", "stream": "000000000000000000000000000000ff", "from": 0, "to": 9 }],
+///   "missing": []
+/// }
+/// ```
+///
+/// Readers ignore fields that they don't know; whatever changes the meaning of one changes `version`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
     /// The version of this form: 1.
@@ -112,6 +133,8 @@ pub struct Manifest {
     pub bucket_start_s: i64,
     /// The bucket's size in seconds.
     pub bucket_size_s: u32,
+    /// Whether every agent had said that it had shipped all of the hour, and all that it had named was stored, or declared lost.
+    pub complete: bool,
     /// All records.
     pub records: u64,
     /// The length of all files in bytes.
@@ -120,6 +143,10 @@ pub struct Manifest {
     pub files: Vec<ManifestFile>,
     /// What each agent contributed.
     pub agents: BTreeMap<AgentId, AgentCount>,
+    /// What agents had, and had said that they would ship, and have lost.
+    pub losses: Vec<Lost>,
+    /// The agents whose data may be missing.
+    pub missing: Vec<Missing>,
 }
 
 impl Manifest {
@@ -153,8 +180,46 @@ impl Manifest {
             bytes: files.iter().map(|file| file.bytes).sum(),
             files,
             agents,
+            losses: seals.iter().flat_map(|seal| seal.losses.iter().cloned()).collect(),
+            missing: seals.iter().flat_map(|seal| seal.missing.iter().cloned()).collect(),
+            complete: seals.iter().all(|seal| seal.missing.is_empty()),
         }
     }
+}
+
+/// The names of the agents whose data may be missing in an hour: `_PARTIAL.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Partial {
+    /// The version of this form: 1.
+    pub version: u32,
+    /// The category.
+    pub category: CategoryName,
+    /// The bucket's start, seconds since 1970, UTC.
+    pub bucket_start_s: i64,
+    /// The bucket's size in seconds.
+    pub bucket_size_s: u32,
+    /// The agents.
+    pub missing: Vec<Missing>,
+}
+
+impl Partial {
+    /// Made of the manifest; none where nobody is missing.
+    #[must_use]
+    pub fn of(manifest: &Manifest) -> Option<Self> {
+        (!manifest.complete).then(|| Self {
+            version: FORM_VERSION,
+            category: manifest.category.clone(),
+            bucket_start_s: manifest.bucket_start_s,
+            bucket_size_s: manifest.bucket_size_s,
+            missing: manifest.missing.clone(),
+        })
+    }
+}
+
+/// Whether an hour with these seals gets its success file.
+#[must_use]
+pub fn is_success(seals: &[Seal]) -> bool {
+    seals.iter().all(|seal| seal.missing.is_empty() || seal.publish_partial)
 }
 
 /// How the names of joins begin until they are in their hour. One that no ledger entry names is deleted by the next owner.

@@ -390,15 +390,34 @@ impl Ingest {
         }
     }
 
-    /// Notes ranges that are durable: covered by a sync, or found by a recovery and settled.
-    pub fn durable(&mut self, stream: StreamId, ranges: impl IntoIterator<Item = Range<u64>>) {
+    /// Notes ranges that are durable: covered by a sync, or found by a recovery and settled. Returns whose stream it is if
+    /// `committed` has moved.
+    pub fn durable(
+        &mut self,
+        stream: StreamId,
+        ranges: impl IntoIterator<Item = Range<u64>>,
+    ) -> Option<(AgentId, CategoryName)> {
+        let stream = self.streams.get_mut(&stream)?;
+        let before = stream.committed().offset;
+        for range in ranges {
+            debug_assert!(stream.has.contains(range.clone()), "durable bytes are bytes that it has");
+            stream.durable.insert(range);
+        }
+        stream.prune_ends();
+        stream.changed = true;
+        (stream.committed().offset > before).then(|| (stream.agent.clone(), stream.category.clone()))
+    }
+
+    /// How far a stream is committed; 0 for one that is unknown.
+    #[must_use]
+    pub fn committed(&self, stream: StreamId) -> u64 {
+        self.streams.get(&stream).map_or(0, |stream| stream.committed().offset)
+    }
+
+    /// Notes that an agent still speaks of a stream, so that it is not forgotten.
+    pub fn mentioned(&mut self, stream: StreamId, now_ms: i64) {
         if let Some(stream) = self.streams.get_mut(&stream) {
-            for range in ranges {
-                debug_assert!(stream.has.contains(range.clone()), "durable bytes are bytes that it has");
-                stream.durable.insert(range);
-            }
-            stream.prune_ends();
-            stream.changed = true;
+            stream.touched_ms = stream.touched_ms.max(now_ms);
         }
     }
 

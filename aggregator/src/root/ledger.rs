@@ -5,7 +5,7 @@
 //! One file per entry, `ledger-<n>` with `n` in 20 digits, never changed once it is there:
 //!
 //! ```text
-//! magic "TLG1" (4) | body_len (4) | crc32c of the body (4) | body (postcard of Entry)
+//! magic "TLG2" (4) | body_len (4) | crc32c of the body (4) | body (postcard of Entry)
 //! ```
 //!
 //! An entry is made under a temporary name, synced, closed, its length checked, and then renamed. Entry `n + 1` is not
@@ -28,8 +28,9 @@ use tributary_common::frame::{Codec, FrameHeader, SliceDescriptor};
 use tributary_common::ids::{AgentId, CategoryName, Epoch, LaneId, StreamId};
 use tributary_common::position::Position;
 use tributary_common::ranges::RangeSet;
+use tributary_common::report::{Session, StreamOffset};
 
-const MAGIC: [u8; 4] = *b"TLG1";
+const MAGIC: [u8; 4] = *b"TLG2";
 const HEAD_BYTES: usize = 12;
 const NAME_PREFIX: &str = "ledger-";
 
@@ -58,6 +59,72 @@ pub struct Entry {
     pub forgotten_hours: Vec<HourKey>,
     /// The hour of each category from which on every hour is sealed, also an empty one, where it changed.
     pub first_buckets: Vec<(CategoryName, Bucket)>,
+    /// Members of the roster, whole.
+    pub members: Vec<MemberRecord>,
+    /// Members that have left.
+    pub left: Vec<(AgentId, CategoryName)>,
+    /// What is lost, all that the seals that come may have to say.
+    pub losses: Vec<Loss>,
+}
+
+/// An agent from which the lane expects reports for a category.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberRecord {
+    /// The agent.
+    pub agent: AgentId,
+    /// The category.
+    pub category: CategoryName,
+    /// Its host name.
+    pub host: String,
+    /// The run that counts.
+    pub current: Option<RunRecord>,
+    /// Runs that were given a session and have not used it yet, oldest first.
+    pub candidates: Vec<RunRecord>,
+    /// All of before is committed or lost, milliseconds since 1970.
+    pub done_ms: Option<i64>,
+    /// Its claims that are not fulfilled, at most two: the oldest and the newest.
+    pub claims: Vec<ClaimRecord>,
+    /// Whether it leaves once they are fulfilled.
+    pub leaving: bool,
+}
+
+/// A run of an agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunRecord {
+    /// The number that it drew.
+    pub run: u64,
+    /// Its name.
+    pub session: Session,
+    /// The number of its last report when this was written.
+    pub number: u64,
+}
+
+/// All that an agent will ever ship of before a watermark lies below these offsets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClaimRecord {
+    /// The watermark, milliseconds since 1970.
+    pub watermark_ms: i64,
+    /// The offsets that are not committed.
+    pub required: Vec<StreamOffset>,
+}
+
+/// Bytes of a stream that will never come, though their agent had said that they would.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Loss {
+    /// The category.
+    pub category: CategoryName,
+    /// The agent.
+    pub agent: AgentId,
+    /// The stream.
+    pub stream: StreamId,
+    /// So far it is committed.
+    pub from: u64,
+    /// So far it should have been.
+    pub to: u64,
+    /// The time that the bytes belong to lies between this, milliseconds since 1970,
+    pub since_ms: i64,
+    /// and this.
+    pub until_ms: i64,
 }
 
 /// A stream.
@@ -227,6 +294,38 @@ pub struct Seal {
     pub inputs: Vec<String>,
     /// What each agent contributed.
     pub agents: BTreeMap<AgentId, AgentCount>,
+    /// What agents had said would come, and never will.
+    pub losses: Vec<Lost>,
+    /// The agents that were waited for in vain.
+    pub missing: Vec<Missing>,
+    /// Whether the hour gets its success file though agents are missing.
+    pub publish_partial: bool,
+}
+
+/// Bytes that are lost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lost {
+    /// The agent that had them.
+    pub agent: AgentId,
+    /// The stream.
+    pub stream: StreamId,
+    /// The first byte that is lost.
+    pub from: u64,
+    /// The first byte behind them that is not known to be lost.
+    pub to: u64,
+}
+
+/// An agent that a lane gave up waiting for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Missing {
+    /// The agent.
+    pub agent: AgentId,
+    /// Its host name.
+    pub host: String,
+    /// All of before it had said to be below the offsets, milliseconds since 1970; none where it had never said so.
+    pub watermark_ms: Option<i64>,
+    /// The offsets that it had named and that were not committed.
+    pub offsets: Vec<StreamOffset>,
 }
 
 /// A file of an hour.
@@ -350,6 +449,10 @@ pub struct Replayed {
     pub hours: BTreeMap<HourKey, HourState>,
     /// The hour of each category from which on every hour is sealed.
     pub first_buckets: BTreeMap<CategoryName, Bucket>,
+    /// The members of the roster.
+    pub members: BTreeMap<(AgentId, CategoryName), MemberRecord>,
+    /// What is lost.
+    pub losses: Vec<Loss>,
 }
 
 impl Replayed {
@@ -370,6 +473,12 @@ impl Replayed {
             self.hours.remove(&key);
         }
         self.first_buckets.extend(entry.first_buckets);
+        for one in entry.left {
+            self.members.remove(&one);
+        }
+        let members = entry.members.into_iter();
+        self.members.extend(members.map(|member| ((member.agent.clone(), member.category.clone()), member)));
+        self.losses = entry.losses;
     }
 }
 
@@ -435,12 +544,15 @@ mod tests {
             hours: Vec::new(),
             forgotten_hours: Vec::new(),
             first_buckets: Vec::new(),
+            members: Vec::new(),
+            left: Vec::new(),
+            losses: Vec::new(),
         }
     }
 
     fn full() -> Entry {
         let agent: AgentId = "web-1".parse().expect("valid");
-        let agents = BTreeMap::from([(agent, AgentCount { records: 2, bytes: 30 })]);
+        let agents = BTreeMap::from([(agent.clone(), AgentCount { records: 2, bytes: 30 })]);
         let contents = Contents { bytes: 40, checksum: Checksum(7), records: 2, agents: agents.clone() };
         let (file, _) = SealedFile::new("join-e1-0.gz".into(), "a.gz".into(), contents.clone());
         let seal = Seal {
@@ -452,6 +564,37 @@ mod tests {
             files: vec![file.clone()],
             inputs: vec!["a.gz".into(), "b.gz".into()],
             agents: agents.clone(),
+            losses: vec![Lost { agent: agent.clone(), stream: StreamId(7), from: 1, to: 2 }],
+            missing: vec![Missing {
+                agent: agent.clone(),
+                host: "h".into(),
+                watermark_ms: Some(1),
+                offsets: vec![StreamOffset { stream: StreamId(8), offset: 9 }],
+            }],
+            publish_partial: true,
+        };
+        let session = Session { epoch: Epoch(9), counter: 1 };
+        let member = MemberRecord {
+            agent: agent.clone(),
+            category: key(1).category,
+            host: "h".into(),
+            current: Some(RunRecord { run: 5, session, number: 6 }),
+            candidates: vec![RunRecord { run: 6, session, number: 0 }],
+            done_ms: Some(-1),
+            claims: vec![ClaimRecord {
+                watermark_ms: 3,
+                required: vec![StreamOffset { stream: StreamId(8), offset: 9 }],
+            }],
+            leaving: true,
+        };
+        let loss = Loss {
+            category: key(1).category,
+            agent: agent.clone(),
+            stream: StreamId(7),
+            from: 1,
+            to: 2,
+            since_ms: i64::MIN,
+            until_ms: 4,
         };
         let late = LateMove { file: Some(file), inputs: Vec::new(), agents };
         Entry {
@@ -474,6 +617,9 @@ mod tests {
             ],
             forgotten_hours: vec![key(0)],
             first_buckets: vec![(key(0).category, key(0).bucket)],
+            members: vec![member],
+            left: vec![(agent, key(2).category)],
+            losses: vec![loss],
             ..entry(5, true)
         }
     }
@@ -505,10 +651,10 @@ mod tests {
         }
     }
 
-    /// An entry as version 1 wrote it: the owner after an upgrade reads what the one before left.
+    /// An entry as version 2 wrote it: the owner after an upgrade reads what the one before left. (Version 1 was never released.)
     #[test]
-    fn entries_of_version_1_are_still_read() {
-        assert_eq!(Entry::decode(include_bytes!("../../testdata/ledger-v1"), LaneId(3), 5), Ok(full()));
+    fn entries_of_version_2_are_still_read() {
+        assert_eq!(Entry::decode(include_bytes!("../../testdata/ledger-v2"), LaneId(3), 5), Ok(full()));
     }
 
     #[test]

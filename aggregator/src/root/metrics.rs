@@ -28,6 +28,12 @@ struct Inner {
     open_segments: AtomicU64,
     uncommitted_bytes: AtomicU64,
     streams: AtomicU64,
+    reports: AtomicU64,
+    partial_hours: AtomicU64,
+    count_differences: AtomicU64,
+    forgotten_agents: AtomicU64,
+    agents: AtomicU64,
+    waiting_hours: AtomicU64,
 }
 
 fn add(counter: &AtomicU64, by: u64) {
@@ -72,6 +78,27 @@ impl LaneMetrics {
 
     pub(super) fn late(&self, records: u64) {
         add(&self.inner.late_records, records);
+    }
+
+    pub(super) fn reports(&self, count: usize) {
+        add(&self.inner.reports, count as u64);
+    }
+
+    pub(super) fn gave_up(&self) {
+        add(&self.inner.partial_hours, 1);
+    }
+
+    pub(super) fn count_differs(&self) {
+        add(&self.inner.count_differences, 1);
+    }
+
+    pub(super) fn forgot_agent(&self) {
+        add(&self.inner.forgotten_agents, 1);
+    }
+
+    pub(super) fn waiting(&self, agents: usize, hours: usize) {
+        self.inner.agents.store(agents as u64, Ordering::Relaxed);
+        self.inner.waiting_hours.store(hours as u64, Ordering::Relaxed);
     }
 
     pub(super) fn state(&self, open_segments: usize, uncommitted_bytes: u64, streams: usize) {
@@ -126,6 +153,17 @@ impl LaneMetrics {
             ),
             ("root_hours_published", "Hours that became visible", true, load(&inner.published)),
             ("root_late_records", "Records put beside their hour", true, load(&inner.late_records)),
+            ("root_reports", "Reports of agents", true, load(&inner.reports)),
+            ("root_hours_given_up", "Hours sealed without some agents", true, load(&inner.partial_hours)),
+            (
+                "root_count_differences",
+                "Agents whose own count of an hour's records is not what was stored",
+                true,
+                load(&inner.count_differences),
+            ),
+            ("root_agents_forgotten", "Agents that are no longer expected", true, load(&inner.forgotten_agents)),
+            ("root_agents", "Agents that are expected, by category", false, load(&inner.agents)),
+            ("root_hours_waiting", "Hours that are over and wait for agents", false, load(&inner.waiting_hours)),
             ("root_open_segments", "Segments being written", false, load(&inner.open_segments)),
             ("root_uncommitted_bytes", "Bytes that wait for a sync", false, load(&inner.uncommitted_bytes)),
             ("root_streams", "Streams that the lane knows", false, load(&inner.streams)),

@@ -16,12 +16,14 @@ use tokio_util::sync::CancellationToken;
 use tributary_common::http::endpoint::Endpoint;
 use tributary_common::ids::{LaneId, NodeName};
 use tributary_common::messages::{Answer, PositionsQuery, Verdict};
-use tributary_common::topology::Topology;
+use tributary_common::report::{Report, ReportAnswer};
+use tributary_common::topology::{OnMissing, Topology};
 
 use self::keeper::{Keeper, Shown, State};
 use self::lane::{CategorySettings, LaneSettings, Request};
 use self::metrics::LaneMetrics;
 use self::ownership::{Rules, Word};
+use self::roster::MemberView;
 use crate::dfs::Dfs;
 use crate::surroundings::WallClock;
 use crate::tier::{Elsewhere, Overloaded, Received, Tier};
@@ -34,9 +36,11 @@ pub mod ledger;
 pub mod marks;
 pub mod metrics;
 pub mod ownership;
+pub mod patience;
 pub mod recovery;
 pub mod relane;
 pub mod replication;
+pub mod roster;
 pub mod segment;
 pub mod sink;
 #[cfg(test)]
@@ -85,6 +89,8 @@ impl LaneSettings {
             max_open_files: root.max_open_files as usize,
             recompress_below: root.recompress_below,
             max_uncommitted_bytes: root.commit_bytes.saturating_mul(UNCOMMITTED_COMMITS),
+            forget_agents_after: topology.roster().forget_after,
+            publish_partial: root.on_missing == OnMissing::Publish,
             success_file: root.success_file.clone(),
             replication: sink.replication,
             min_replication: sink.min_replication,
@@ -99,6 +105,7 @@ impl LaneSettings {
                         roll_size: category.roll_size,
                         idle_timeout: category.idle_timeout,
                         close_delay: category.close_delay,
+                        give_up_after: category.give_up_after,
                     };
                     (name.clone(), settings)
                 })
@@ -230,6 +237,41 @@ impl Root {
         Err(Overloaded::new(reason, RETRY_AFTER))
     }
 
+    /// Asks the task of a lane.
+    async fn request<R>(
+        &self,
+        lane: LaneId,
+        request: impl FnOnce(oneshot::Sender<R>) -> Request,
+    ) -> Result<R, Overloaded> {
+        let gone = || Overloaded::new(format!("the owner of lane {lane} has just stopped"), RETRY_AFTER);
+        let requests = self.serving(lane)?;
+        let (reply, answered) = oneshot::channel();
+        requests.send(request(reply)).await.map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())
+    }
+
+    /// Expects nothing more of the agent with this id or host name, in the lanes that are served here. Returns in how many
+    /// categories it was, by lane; none for lanes that are not served here.
+    pub async fn retire(&self, name: &str) -> BTreeMap<LaneId, Option<usize>> {
+        let mut counts = BTreeMap::new();
+        for lane in self.lanes.keys() {
+            let asked = self.request(*lane, |reply| Request::Retire(name.to_owned(), reply)).await;
+            counts.insert(*lane, asked.ok());
+        }
+        counts
+    }
+
+    /// The agents of the lanes that are served here.
+    pub async fn agents(&self) -> BTreeMap<LaneId, Vec<MemberView>> {
+        let mut agents = BTreeMap::new();
+        for lane in self.lanes.keys() {
+            if let Ok(members) = self.request(*lane, Request::Agents).await {
+                agents.insert(*lane, members);
+            }
+        }
+        agents
+    }
+
     /// Hands the parts of a request to the tasks of their lanes. What is for a lane that is not served here waits, unless that
     /// is all of it.
     async fn ask<T>(
@@ -243,14 +285,8 @@ impl Root {
         for (lane, parts) in parts {
             let (places, asked): (Vec<_>, Vec<T>) =
                 parts.into_iter().map(|(index, stream, asked)| ((index, stream), asked)).unzip();
-            let gone = || Overloaded::new(format!("the owner of lane {lane} has just stopped"), RETRY_AFTER);
-            let given = async {
-                let requests = self.serving(lane)?;
-                let (reply, answered) = oneshot::channel();
-                requests.send(request(asked, reply)).await.map_err(|_| gone())?;
-                answered.await.map_err(|_| gone())?
-            };
-            match given.await {
+            let given = self.request(lane, |reply| request(asked, reply)).await;
+            match given.and_then(|given| given) {
                 Ok(given) => {
                     served = true;
                     answers.extend(places.into_iter().map(|(index, _)| index).zip(given));
@@ -289,6 +325,30 @@ impl Tier for Root {
             parts.entry(asked.lane).or_default().push((index, asked.stream, asked));
         }
         self.ask(parts, |streams, reply| Request::Positions(PositionsQuery { streams }, reply)).await
+    }
+
+    async fn reports(&self, reports: Vec<Report>) -> Result<Vec<ReportAnswer>, Overloaded> {
+        let mut parts: BTreeMap<LaneId, Vec<Report>> = BTreeMap::new();
+        for report in reports {
+            parts.entry(report.lane).or_default().push(report);
+        }
+        let (mut answers, mut refused, mut served) = (Vec::new(), None, false);
+        for (lane, reports) in parts {
+            match self.request(lane, |reply| Request::Reports(reports, reply)).await {
+                Ok(Ok(given)) => {
+                    served = true;
+                    answers.extend(given);
+                }
+                Ok(Err(why)) | Err(why) => {
+                    refused.get_or_insert(why);
+                }
+            }
+        }
+        match refused {
+            // Some were heard. The others are sent again in a few seconds, as everything is.
+            Some(why) if !served => Err(why),
+            _ => Ok(answers),
+        }
     }
 
     async fn status(&self) -> serde_json::Value {

@@ -33,6 +33,7 @@ use super::hours::{JOIN_PREFIX, TEMP_PREFIX};
 use super::ingest::Ingest;
 use super::ledger::{Contents, Entry, EntryError, HourKey, HourState, Replayed, SegmentRecord};
 use super::marks::OWNER_DIR;
+use super::roster::Roster;
 use super::sink::{Scan, lanes_dir, read_whole, scan};
 use crate::dfs::{Dfs, DfsError, DfsPath, Guard, recover_until_closed};
 
@@ -52,6 +53,8 @@ pub struct Taken {
     pub hours: BTreeMap<HourKey, HourState>,
     /// The hour of each category from which on every hour is sealed.
     pub first_buckets: BTreeMap<CategoryName, Bucket>,
+    /// The agents that reports are expected of.
+    pub roster: Roster,
     /// The number of the last ledger entry.
     pub last_entry: Option<u64>,
 }
@@ -331,6 +334,13 @@ pub async fn read(
         ingest.load(record.clone());
     }
     let segments = read_segments(&**dfs, lane, &dir, &replayed, &mut ingest, now_ms).await?;
+    let members: Vec<_> = replayed.members.values().cloned().collect();
+    let mut roster = Roster::load(epoch, &members, replayed.losses, replayed.last, now_ms);
+    for frame in segments.iter().flat_map(|found| &found.scan.frames) {
+        for slice in &frame.slices {
+            roster.noticed(&slice.agent, &frame.category, &slice.host, now_ms);
+        }
+    }
     Ok(Taken {
         guard,
         dir,
@@ -339,6 +349,7 @@ pub async fn read(
         segments,
         hours: replayed.hours,
         first_buckets: replayed.first_buckets,
+        roster,
         last_entry: replayed.last,
     })
 }

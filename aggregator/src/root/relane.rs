@@ -29,7 +29,7 @@ use tributary_common::ids::{Epoch, LaneCount, LaneId};
 
 use super::hours::{JOIN_PREFIX, TEMP_PREFIX};
 use super::lane::LaneSettings;
-use super::ledger::{Entry, HourKey, HourRecord, HourState, SegmentRecord, StreamRecord};
+use super::ledger::{Entry, HourKey, HourRecord, HourState, Loss, MemberRecord, SegmentRecord, StreamRecord};
 use super::marks::OWNER_DIR;
 use super::recovery::{self, CHANGING_DIR, Changing, TakeError, base_path, changing, epoch_of, read_base, write_base};
 use super::replication::Replication;
@@ -188,6 +188,8 @@ struct Known {
     segments: Vec<(LaneId, SegmentRecord)>,
     published: BTreeMap<HourKey, HourState>,
     first_buckets: BTreeMap<tributary_common::ids::CategoryName, tributary_common::bucket::Bucket>,
+    members: Vec<MemberRecord>,
+    losses: Vec<Loss>,
     epoch: Option<Epoch>,
 }
 
@@ -225,7 +227,9 @@ impl Change<'_> {
             let mut segments = Vec::new();
             for found in taken.segments {
                 for slice in found.scan.frames.iter().flat_map(|frame| &frame.slices) {
-                    taken.ingest.durable(slice.stream, slice.runs.iter().map(tributary_common::frame::Run::range));
+                    // Nothing is waited for here.
+                    let _ =
+                        taken.ingest.durable(slice.stream, slice.runs.iter().map(tributary_common::frame::Run::range));
                 }
                 let mut record = found.record;
                 if !record.closed {
@@ -235,12 +239,19 @@ impl Change<'_> {
                 }
                 segments.push(record);
             }
-            let streams = taken.ingest.records(true);
             let number = taken.last_entry.map_or(0, |last| last + 1);
-            let entry = self.entry(number, lane, taken.epoch, &streams, &segments, &taken.hours, &taken.first_buckets);
+            let entry = Entry {
+                streams: taken.ingest.records(true),
+                segments,
+                members: taken.roster.records(true, number),
+                losses: taken.roster.all_losses(),
+                ..self.entry(number, lane, taken.epoch, &taken.hours, &taken.first_buckets)
+            };
             self.sink(taken.dir, lane, self.from, taken.epoch).write_entry(&entry).await?;
-            known.streams.extend(streams);
-            known.segments.extend(segments.into_iter().map(|segment| (lane, segment)));
+            known.streams.extend(entry.streams);
+            known.segments.extend(entry.segments.into_iter().map(|segment| (lane, segment)));
+            known.members.extend(entry.members);
+            known.losses.extend(entry.losses);
             known.published.extend(taken.hours);
             for (category, bucket) in taken.first_buckets {
                 let first = known.first_buckets.entry(category).or_insert(bucket);
@@ -266,20 +277,25 @@ impl Change<'_> {
                 .filter(|(old, _)| self.heir(*old) == lane)
                 .map(|(_, segment)| segment.clone())
                 .collect();
-            let entry = self.entry(0, lane, epoch, &streams, &segments, &known.published, &known.first_buckets);
+            let here = |agent: &tributary_common::ids::AgentId| agent.lane(self.to) == lane;
+            let entry = Entry {
+                streams,
+                segments,
+                members: known.members.iter().filter(|member| here(&member.agent)).cloned().collect(),
+                losses: known.losses.iter().filter(|loss| here(&loss.agent)).cloned().collect(),
+                ..self.entry(0, lane, epoch, &known.published, &known.first_buckets)
+            };
             self.sink(dir, lane, self.to, epoch).write_entry(&entry).await?;
         }
         Ok(())
     }
 
-    #[expect(clippy::too_many_arguments, reason = "all that an entry holds, for two kinds of lanes")]
+    /// A snapshot without anything that belongs to one lane alone.
     fn entry(
         &self,
         number: u64,
         lane: LaneId,
         epoch: Epoch,
-        streams: &[StreamRecord],
-        segments: &[SegmentRecord],
         hours: &BTreeMap<HourKey, HourState>,
         first_buckets: &BTreeMap<tributary_common::ids::CategoryName, tributary_common::bucket::Bucket>,
     ) -> Entry {
@@ -289,12 +305,15 @@ impl Change<'_> {
             epoch,
             written_ms: self.settings.clock.now_ms(),
             snapshot: true,
-            streams: streams.to_vec(),
+            streams: Vec::new(),
             forgotten: Vec::new(),
-            segments: segments.to_vec(),
+            segments: Vec::new(),
             hours: hours.iter().map(|(key, state)| HourRecord { key: key.clone(), state: state.clone() }).collect(),
             forgotten_hours: Vec::new(),
             first_buckets: first_buckets.iter().map(|(category, bucket)| (category.clone(), *bucket)).collect(),
+            members: Vec::new(),
+            left: Vec::new(),
+            losses: Vec::new(),
         }
     }
 

@@ -15,8 +15,11 @@ use tributary_common::bucket::{Bucket, BucketSize};
 use tributary_common::frame::{FrameError, FrameHeader, Peek};
 use tributary_common::ids::{CategoryName, Epoch, LaneCount, LaneId};
 
-use super::hours::{JOIN_PREFIX, LATE_DIR, MANIFEST_FILE, Manifest, TEMP_PREFIX, plan_files, seal_file};
-use super::ledger::{Entry, HourKey, LateMove, Seal, SealedFile, SegmentRecord};
+use super::hours::{
+    JOIN_PREFIX, LATE_DIR, MANIFEST_FILE, Manifest, PARTIAL_FILE, Partial, TEMP_PREFIX, is_success, plan_files,
+    seal_file,
+};
+use super::ledger::{Entry, HourKey, LateMove, Lost, Missing, Seal, SealedFile, SegmentRecord};
 use super::replication::Replication;
 use crate::dfs::{CreateOptions, Dfs, DfsError, DfsPath, DfsWriter, recover_until_closed};
 
@@ -47,6 +50,17 @@ pub struct LaneSink {
     pub attempts: Arc<AtomicU64>,
     /// The name of the empty file that says that an hour is complete.
     pub success_file: String,
+}
+
+/// What a seal says of the agents.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HourVerdict {
+    /// What is lost.
+    pub losses: Vec<Lost>,
+    /// The agents that were waited for in vain.
+    pub missing: Vec<Missing>,
+    /// Whether the hour gets its success file though agents are missing.
+    pub publish_partial: bool,
 }
 
 /// The frames found in a file.
@@ -325,6 +339,7 @@ impl LaneSink {
         key: &HourKey,
         segments: &[SegmentRecord],
         roll_size: u64,
+        verdict: HourVerdict,
     ) -> Result<Option<Seal>, DfsError> {
         let dirs = HourDirs::new(&key.category, key.bucket);
         if persist!("look for the hour", self.dfs.stat(&dirs.visible).await)?.is_some() {
@@ -340,6 +355,9 @@ impl LaneSink {
             files: Vec::new(),
             inputs: Vec::new(),
             agents: BTreeMap::new(),
+            losses: verdict.losses,
+            missing: verdict.missing,
+            publish_partial: verdict.publish_partial,
         };
         for one in moves {
             seal.files.extend(one.file);
@@ -517,8 +535,14 @@ impl LaneSink {
                 Err(error) => return Err(error),
             }
         }
-        let manifest = serde_json::to_vec_pretty(&Manifest::of(key, &seals)).expect("a manifest is plain data");
-        for (name, bytes) in [(MANIFEST_FILE, Bytes::from(manifest)), (&self.success_file, Bytes::new())] {
+        let manifest = Manifest::of(key, &seals);
+        let json = |bytes: Result<Vec<u8>, serde_json::Error>| Bytes::from(bytes.expect("a manifest is plain data"));
+        let mut files = vec![(MANIFEST_FILE, json(serde_json::to_vec_pretty(&manifest)))];
+        files.extend(Partial::of(&manifest).map(|partial| (PARTIAL_FILE, json(serde_json::to_vec_pretty(&partial)))));
+        if is_success(&seals) {
+            files.push((&self.success_file, Bytes::new()));
+        }
+        for (name, bytes) in files {
             let temp = self.make(name, &[bytes]).await?;
             self.settle_same(&temp, &dirs.hidden.join(name)).await?;
         }
@@ -556,6 +580,9 @@ impl LaneSink {
                     files: vec![file.clone()],
                     inputs: Vec::new(),
                     agents: one.agents.clone(),
+                    losses: Vec::new(),
+                    missing: Vec::new(),
+                    publish_partial: false,
                 };
                 let manifest = Manifest::of(key, std::slice::from_ref(&seal));
                 let json = serde_json::to_vec_pretty(&manifest).expect("a manifest is plain data");

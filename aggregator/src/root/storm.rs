@@ -2,8 +2,10 @@
 //! anything, sleep for longer than `takeover_after` and wake up beside their successors, give lanes back, the power fails,
 //! and senders go where they are sent and back to what they are told.
 //!
+//! Senders report as agents do: how far they have got by their clock, whether or not that has been sent yet. One has nothing to send.
+//!
 //! The judge then reads what readers see: every line once, nothing that was told committed missing, no published hour
-//! changed.
+//! changed, and no hour with a success file from which a line is missing of an agent that was on the roster when the hour began.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
@@ -11,10 +13,12 @@ use std::io::Read;
 use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use tributary_common::bucket::{Bucket, BucketSize};
 use tributary_common::checksum::Checksum;
 use tributary_common::ids::LaneCount;
 use tributary_common::messages::StreamQuery;
 use tributary_common::position::Position;
+use tributary_common::report::{Report, RunId, StreamOffset};
 use tributary_common::topology::rendezvous_names;
 
 use super::tests::{Log, category, settings};
@@ -31,6 +35,9 @@ const LINES: usize = 240;
 const HOSTILE_STEPS: usize = 400;
 
 const STEPS: usize = 500;
+
+/// How long a sender waits for an answer.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 const TAKEOVER_AFTER: Duration = Duration::from_secs(45);
 
@@ -94,11 +101,59 @@ struct Sender {
     next: usize,
     committed: Position,
     at: usize,
+    report: Report,
+    /// When the owner of its lane told it its session: from then on no hour may do without it.
+    known_since_ms: Option<i64>,
 }
 
 impl Sender {
+    fn new(log: Log, run: u64) -> Self {
+        let report = Report {
+            lane: log.lane,
+            agent: log.agent.clone(),
+            category: category(),
+            host: log.agent.to_string(),
+            run: RunId(run),
+            session: None,
+            rival: None,
+            number: 0,
+            watermark_ms: None,
+            required: Vec::new(),
+            lost: Vec::new(),
+            counts: Vec::new(),
+            last: false,
+            held_by: String::new(),
+        };
+        Self { log, next: 0, committed: Position::zero(), at: 0, report, known_since_ms: None }
+    }
+
+    /// Says that it has read all that was written until now.
+    async fn say(&mut self, seats: &[Seat], now_ms: i64) {
+        let Some(process) = seats[self.at].process.as_ref().filter(|process| !process.asleep) else { return };
+        let root = Arc::clone(&process.root);
+        let read = self.log.lines.iter().take_while(|(_, time)| *time < now_ms).count();
+        let offset = self.log.line_start(read);
+        let required = (offset > self.committed.offset).then_some(StreamOffset { stream: self.log.stream, offset });
+        self.report.number += 1;
+        self.report.watermark_ms = Some(now_ms);
+        self.report.required = required.into_iter().collect();
+        let said = tokio::time::timeout(PATIENCE, root.reports(vec![self.report.clone()])).await;
+        let Ok(Ok(answers)) = said else { return };
+        let answer = &answers[0];
+        assert_eq!((&answer.refused, answer.rival), (&None, None), "{:?}", self.report);
+        if answer.session.is_some() {
+            self.report.session = answer.session;
+            self.known_since_ms.get_or_insert(now_ms);
+        }
+    }
+
+    /// The agent is started anew. It has not forgotten what it read.
+    fn restart(&mut self, run: u64) {
+        self.report = Report { run: RunId(run), session: None, number: 0, ..self.report.clone() };
+    }
+
     fn line_at(&self, offset: u64) -> usize {
-        (0..=LINES).find(|line| self.log.line_start(*line) == offset).expect("positions are batch ends")
+        (0..=self.log.lines.len()).find(|line| self.log.line_start(*line) == offset).expect("positions are batch ends")
     }
 
     fn hear(&mut self, answer: &Answer) {
@@ -151,11 +206,13 @@ impl Sender {
         let asked = match &seats[self.at].process {
             Some(process) if !process.asleep => {
                 let root = Arc::clone(&process.root);
-                let said = match from {
-                    Some(from) => root.offer(vec![self.batch(from, to)]).await,
-                    None => root.positions(PositionsQuery { streams: vec![self.query()] }).await,
+                let asked = async {
+                    match from {
+                        Some(from) => root.offer(vec![self.batch(from, to)]).await,
+                        None => root.positions(PositionsQuery { streams: vec![self.query()] }).await,
+                    }
                 };
-                Some(said)
+                tokio::time::timeout(PATIENCE, asked).await.ok()
             }
             _ => None,
         };
@@ -174,6 +231,8 @@ struct Told {
     /// How often a lane was taken from another root, and how often one was given to another.
     moved: u64,
     slept_too_long: u64,
+    /// Hours that were judged to be complete.
+    complete: usize,
 }
 
 #[expect(clippy::too_many_lines, reason = "one storm, from its beginning to its end")]
@@ -207,15 +266,12 @@ async fn storm(seed: u64) -> Told {
         seats.push(Seat { name: name.clone(), process, back: None });
     }
     let mut senders: Vec<Sender> = (0..3_u32)
-        .map(|n| Sender {
-            log: Log::new(u128::from(n), LINES, cluster.now_ms() - 60_000, 1_000).of(&format!("web-{n}"), lanes),
-            next: 0,
-            committed: Position::zero(),
-            at: 0,
-        })
+        .map(|n| Log::new(u128::from(n), LINES, cluster.now_ms() - 60_000, 1_000).of(&format!("web-{n}"), lanes))
+        .map(|log| Sender::new(log, rng.random()))
         .collect();
+    let mut idle = Sender::new(Log::new(99, 0, 0, 0).of("idle", lanes), rng.random());
     let mut published: BTreeMap<DfsPath, Bytes> = BTreeMap::new();
-    let mut told = Told { cruelties: Cruelties::default(), moved: 0, slept_too_long: 0 };
+    let mut told = Told { cruelties: Cruelties::default(), moved: 0, slept_too_long: 0, complete: 0 };
     let mut owners: BTreeMap<LaneId, NodeName> = BTreeMap::new();
     for step in 0..STEPS {
         if step == HOSTILE_STEPS {
@@ -302,6 +358,12 @@ async fn storm(seed: u64) -> Told {
         } else {
             sender.ask(&seats, None, 0).await;
         }
+        idle.at = if rng.random_ratio(1, 10) { rng.random_range(0..seats.len()) } else { idle.at };
+        let reporting = if rng.random_ratio(1, 4) { &mut idle } else { &mut senders[which] };
+        if step < HOSTILE_STEPS && rng.random_ratio(1, 50) {
+            reporting.restart(rng.random());
+        }
+        reporting.say(&seats, cluster.now_ms()).await;
         for (lane, owner) in serving(&seats) {
             if owners.insert(lane, owner.clone()).is_some_and(|before| before != owner) {
                 told.moved += 1;
@@ -318,8 +380,14 @@ async fn storm(seed: u64) -> Told {
                 sender.ask(&seats, from, LINES).await;
             }
         }
-        while lines(&cluster).len() < senders.len() * LINES || !unpublished(&cluster).is_empty() {
-            tokio::time::sleep(Duration::from_secs(10)).await;
+        let mut all: Vec<&mut Sender> = senders.iter_mut().chain(std::iter::once(&mut idle)).collect();
+        while lines(&cluster).len() < 3 * LINES || !unpublished(&cluster).is_empty() {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            for sender in &mut all {
+                // Whoever has another lane says where it is.
+                sender.ask(&seats, None, 0).await;
+                sender.say(&seats, cluster.now_ms()).await;
+            }
         }
         let at_home = |seats: &[Seat]| {
             let serving = serving(seats);
@@ -348,6 +416,7 @@ async fn storm(seed: u64) -> Told {
     expected.sort();
     let found = lines(&cluster);
     assert!(found == expected, "seed {seed}: {} lines were found, {} were written", found.len(), expected.len());
+    told.complete = judge_hours(&cluster, &senders);
     seats.iter().filter_map(|seat| seat.process.as_ref()).for_each(|process| process.root.abandon());
     manifests_tell_the_truth(&cluster);
     told.cruelties = cluster.cruelties();
@@ -407,6 +476,44 @@ fn look(cluster: &HostileCluster, published: &mut BTreeMap<DfsPath, Bytes>) {
     }
 }
 
+/// Each hour with lines is published, with a success file, and all lines are in it that agents have which were on the roster when it
+/// began. Returns how many hours had to be whole.
+fn judge_hours(cluster: &HostileCluster, senders: &[Sender]) -> usize {
+    let size = BucketSize::try_from(60).expect("valid");
+    let mut expected: BTreeMap<Bucket, Vec<String>> = BTreeMap::new();
+    let mut judged = 0;
+    for sender in senders {
+        for (line, (_, time)) in sender.log.lines().into_iter().zip(&sender.log.lines) {
+            let bucket = size.bucket_of_ms(*time);
+            let lines = expected.entry(bucket).or_default();
+            if sender.known_since_ms.is_some_and(|since| since <= bucket.start_s() * 1000) {
+                lines.push(line);
+            }
+        }
+    }
+    let files = cluster.files();
+    for (bucket, mut wanted) in expected {
+        let dir = super::sink::HourDirs::new(&category(), bucket).visible;
+        assert!(files.contains_key(&dir.join("_SUCCESS")), "{bucket} has no success file");
+        let manifest: super::hours::Manifest =
+            serde_json::from_slice(&files[&dir.join(super::hours::MANIFEST_FILE)]).expect("a manifest");
+        assert!(manifest.complete && manifest.losses.is_empty(), "{bucket}: {manifest:?}");
+        let mut found = Vec::new();
+        for file in &manifest.files {
+            let bytes = &files[&dir.join(&file.name)];
+            assert_eq!((bytes.len() as u64, Checksum::of(bytes)), (file.bytes, file.crc32c), "{}", file.name);
+            found.extend(text_of(bytes));
+        }
+        assert_eq!(found.len() as u64, manifest.records, "{bucket}");
+        found.sort();
+        wanted.sort();
+        judged += usize::from(!wanted.is_empty());
+        let missing: Vec<&String> = wanted.iter().filter(|line| found.binary_search(line).is_err()).collect();
+        assert!(missing.is_empty(), "{bucket} has a success file and lacks {missing:?}");
+    }
+    judged
+}
+
 /// Data files that no reader sees: segments, and what a failed writer left of one. An unfinished join may stay until the lane has
 /// another owner.
 fn unpublished(cluster: &HostileCluster) -> Vec<DfsPath> {
@@ -419,13 +526,17 @@ pub(super) fn lines(cluster: &HostileCluster) -> Vec<String> {
     let mut lines = Vec::new();
     for (path, bytes) in cluster.files() {
         if is_visible(&path) && path.name().ends_with(".gz") {
-            let mut text = String::new();
-            flate2::read::MultiGzDecoder::new(&bytes[..]).read_to_string(&mut text).expect("an ordinary gzip file");
-            lines.extend(text.lines().map(str::to_owned));
+            lines.extend(text_of(&bytes));
         }
     }
     lines.sort();
     lines
+}
+
+fn text_of(bytes: &Bytes) -> Vec<String> {
+    let mut text = String::new();
+    flate2::read::MultiGzDecoder::new(&bytes[..]).read_to_string(&mut text).expect("an ordinary gzip file");
+    text.lines().map(str::to_owned).collect()
 }
 
 fn run(seed: u64) -> Told {
@@ -455,13 +566,15 @@ fn in_a_storm_every_line_is_published_once_and_nothing_published_changes() {
     }
     let count = std::env::var("TRIBUTARY_SEEDS").ok().and_then(|count| count.parse().ok()).unwrap_or(SEEDS);
     let first = std::env::var("TRIBUTARY_FIRST_SEED").ok().and_then(|first| first.parse().ok()).unwrap_or(0);
-    let (mut torn, mut moved, mut slept_too_long) = (0, 0, 0);
+    let (mut torn, mut moved, mut slept_too_long, mut complete) = (0, 0, 0, 0);
     for seed in first..first + count {
         let told = run(seed);
         torn += told.cruelties.torn_tails;
         moved += told.moved;
         slept_too_long += told.slept_too_long;
+        complete += told.complete;
     }
+    assert!(complete as u64 > count, "hardly any hour was judged: {complete}");
     assert!(torn > 0, "no file was ever torn: the storm was none");
     assert!(slept_too_long > 0 && moved > slept_too_long / 4, "no lane ever moved: {moved} moves");
 }

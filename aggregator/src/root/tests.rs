@@ -11,6 +11,7 @@ use tributary_common::frame::{Codec, FrameEncoder, Run, SliceDescriptor};
 use tributary_common::ids::{AgentId, CategoryName, LaneCount, StreamId};
 use tributary_common::messages::StreamQuery;
 use tributary_common::position::{Position, TailHash};
+use tributary_common::report::{Report, RunId};
 
 use super::*;
 use crate::dfs::local::LocalDfs;
@@ -145,6 +146,8 @@ pub(super) fn settings(recompress_below: u64) -> LaneSettings {
         recompress_below,
         max_uncommitted_bytes: 16 << 20,
         success_file: "_SUCCESS".into(),
+        forget_agents_after: Duration::from_secs(86_400 * 365),
+        publish_partial: false,
         replication: None,
         min_replication: 1,
         sync_timeout: Duration::from_secs(5),
@@ -156,6 +159,7 @@ pub(super) fn settings(recompress_below: u64) -> LaneSettings {
                 roll_size: 64 << 20,
                 idle_timeout: Duration::from_secs(3600),
                 close_delay: Duration::ZERO,
+                give_up_after: Duration::from_secs(86_400),
             },
         )]),
     }
@@ -171,7 +175,45 @@ pub(super) fn alone() -> Rules {
 struct Harness {
     dir: PathBuf,
     settings: LaneSettings,
-    root: Root,
+    root: Arc<Root>,
+}
+
+/// Says all the time that all that an agent has is stored: what comes of it for an hour that is over is either part of the hour or
+/// late. Ends with the root.
+pub(super) async fn say_that_all_is_stored(
+    root: std::sync::Weak<Root>,
+    clock: WallClock,
+    agent: AgentId,
+    every: Duration,
+) {
+    let mut report = Report {
+        lane: LaneId(0),
+        category: category(),
+        host: agent.to_string(),
+        agent,
+        run: RunId(clock.now_ms().cast_unsigned()),
+        session: None,
+        rival: None,
+        number: 0,
+        watermark_ms: None,
+        required: Vec::new(),
+        lost: Vec::new(),
+        counts: Vec::new(),
+        last: false,
+        held_by: String::new(),
+    };
+    while let Some(root) = root.upgrade() {
+        report.lane = report.agent.lane(LaneCount::try_from(root.lanes.len() as u16).expect("valid"));
+        report.number += 1;
+        report.watermark_ms = Some(clock.now_ms());
+        // It must not keep the root alive.
+        let said = tokio::time::timeout(every, root.reports(vec![report.clone()])).await;
+        drop(root);
+        if let Ok(Ok(answers)) = said {
+            report.session = answers[0].session.or(report.session);
+        }
+        tokio::time::sleep(every).await;
+    }
 }
 
 impl Harness {
@@ -179,7 +221,10 @@ impl Harness {
         // What a lane says is shown with the test that fails.
         let _ = tracing_subscriber::fmt().with_test_writer().try_init();
         let dfs: Arc<dyn Dfs> = Arc::new(LocalDfs::open(dir).expect("a directory"));
-        let root = Root::keep(&dfs, &settings, BTreeMap::new(), |_| alone());
+        let root = Arc::new(Root::keep(&dfs, &settings, BTreeMap::new(), |_| alone()));
+        let agent = "web-1".parse().expect("valid");
+        let every = Duration::from_millis(10);
+        tokio::spawn(say_that_all_is_stored(Arc::downgrade(&root), settings.clock.clone(), agent, every));
         Self { dir: dir.to_owned(), settings, root }
     }
 
@@ -467,7 +512,11 @@ async fn leftovers_of_many_restarts_are_joined_into_one_file() {
         success_file: "_SUCCESS".into(),
     };
     let key = ledger::HourKey { category: category(), bucket: records[0].bucket };
-    let seal = sink.prepare_seal(&key, &records, 64 << 20).await.expect("prepared").expect("not published");
+    let seal = sink
+        .prepare_seal(&key, &records, 64 << 20, sink::HourVerdict::default())
+        .await
+        .expect("prepared")
+        .expect("not published");
     assert_eq!((seal.files.len(), seal.files[0].records, seal.inputs.len()), (1, 100, 5));
     // A crash may come after any step, and the next owner carries all of it out again.
     for _ in 0..2 {

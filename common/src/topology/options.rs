@@ -97,6 +97,14 @@ pub struct RootOptions {
     pub success_file: String,
 }
 
+/// The table `[roster]`: of which agents the roots expect reports.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RosterOptions {
+    /// `forget_after`: an agent that was silent for so long is no longer expected. Default 30d, from 1h to 3650d; longer than
+    /// `root.give_up_after`.
+    pub forget_after: Duration,
+}
+
 /// The table `[spool]`: the disk buffer of every node that isn't a root.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SpoolOptions {

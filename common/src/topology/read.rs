@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::options::{
-    Category, ForwardOptions, Late, NodeLimits, OnMissing, RootOptions, Sink, SinkKind, SpoolOptions,
+    Category, ForwardOptions, Late, NodeLimits, OnMissing, RootOptions, RosterOptions, Sink, SinkKind, SpoolOptions,
 };
 use super::{Node, Tier, Topology};
 use crate::bucket::BucketSize;
@@ -28,6 +28,7 @@ pub(super) fn topology(root: &mut Table<'_>) -> Read<Topology> {
     let (sink, call_timeout) = sink(root);
     let on_files = sink.as_ref().is_ok_and(|sink| sink.kind == SinkKind::File);
     let written = root_options(root, on_files);
+    let roster = roster(root, &written.files.give_up_after);
     let (spool, max_age) = spool(root);
     let (forward, request_timeout) = forward(root);
     let limits = limits(root);
@@ -39,6 +40,7 @@ pub(super) fn topology(root: &mut Table<'_>) -> Read<Topology> {
         lanes,
         sink: sink?,
         root: written.options(),
+        roster,
         spool,
         forward,
         limits,
@@ -359,6 +361,18 @@ fn spool(root: &mut Table<'_>) -> (SpoolOptions, Field<Duration>) {
         sync_interval: *sync_interval,
     };
     (options, max_age)
+}
+
+fn roster(root: &mut Table<'_>, give_up_after: &Field<Duration>) -> RosterOptions {
+    let mut table = root.table("roster");
+    let forget_after = table.or("forget_after", duration(HOUR..=3650 * DAY), 30 * DAY);
+    table.require(
+        **give_up_after <= *forget_after,
+        "root.give_up_after <= roster.forget_after",
+        "while an hour still waits for an agent, the agent is expected",
+        &[give_up_after.place(), forget_after.place()],
+    );
+    RosterOptions { forget_after: *forget_after }
 }
 
 fn forward(root: &mut Table<'_>) -> (ForwardOptions, Field<Duration>) {

@@ -15,7 +15,9 @@ impl Lane {
         self.open.values().map(Segment::dirty_bytes).sum()
     }
 
-    pub(super) fn offer(&mut self, batches: Vec<Received>) -> Result<Vec<Answer>, Overloaded> {
+    /// Takes batches. The answers may have to wait for a ledger entry: an agent that is new is written down before it hears
+    /// anything.
+    pub(super) fn offer(&mut self, batches: Vec<Received>) -> Result<(Vec<Answer>, Option<u64>), Overloaded> {
         if self.draining {
             return Err(Overloaded::new("the lane's owner is stopping", RETRY_AFTER));
         }
@@ -24,7 +26,15 @@ impl Lane {
             let reason = format!("{waiting} bytes wait for the sink to make them durable");
             return Err(Overloaded::new(reason, RETRY_AFTER));
         }
-        Ok(batches.into_iter().map(|received| self.take(&received)).collect())
+        let mut after = None;
+        let answers = batches
+            .into_iter()
+            .map(|received| {
+                after = after.max(self.notice(&received));
+                self.take(&received)
+            })
+            .collect();
+        Ok((answers, after))
     }
 
     pub(super) fn take(&mut self, received: &Received) -> Answer {

@@ -16,7 +16,13 @@ impl Lane {
     pub(super) fn has_news(&self) -> bool {
         // Another entry is what shows that the clocks agree again; an idle lane would write none.
         let clocks_differ = self.clock_ahead_ms.is_some_and(|ahead| ahead.abs() > MAX_CLOCK_DIFFERENCE_MS);
-        !self.changed_hours.is_empty() || !self.open.is_empty() || !self.forgotten_streams.is_empty() || clocks_differ
+        !self.changed_hours.is_empty()
+            || !self.open.is_empty()
+            || !self.forgotten_streams.is_empty()
+            || clocks_differ
+            || self.roster.has_news()
+            // An entry that is seen shows that the lane serves: only then may an hour be given up.
+            || self.patience.is_waiting()
     }
 
     pub(super) fn write_entry(&mut self) {
@@ -53,6 +59,9 @@ impl Lane {
             hours,
             forgotten_hours: std::mem::take(&mut self.forgotten_hours),
             first_buckets,
+            members: self.roster.records(snapshot, number),
+            left: self.roster.take_left(),
+            losses: self.roster.all_losses(),
         };
         for closed in self.closed.values_mut().filter(|closed| closed.record.closed) {
             closed.in_entry.get_or_insert(number);
@@ -92,6 +101,8 @@ impl Lane {
                     );
                 }
                 self.clock_ahead_ms = Some(ahead_ms);
+                self.last_seen_at = Some(Instant::now());
+                self.release(number);
             }
             Err(error) => {
                 // No further entry may be written before this one is seen, so there will be none.

@@ -1,34 +1,25 @@
 //! Hours: sealed when they are due, published, and given what came late.
 
-use std::time::Duration;
-
 use tokio::time::Instant;
 use tributary_common::ids::{CategoryName, LaneId};
 
-use super::{Event, Job, Lane, MAX_CLOCK_DIFFERENCE_MS, MAX_JOBS, millis};
+use super::{Event, Job, Lane, MAX_JOBS, millis};
 use crate::dfs::DfsError;
 use crate::root::ledger::{HourKey, HourState, SegmentRecord};
 use crate::root::segment::SegmentId;
 
+/// Hours of a category that are looked at at a time, the oldest first.
+const MAX_DUE_HOURS: usize = 1024;
+
 impl Lane {
     /// Starts what can be started for hours that are over, or that have late data.
     pub(super) fn advance_hours(&mut self) {
-        if self.clock_ahead_ms.is_none_or(|ahead| ahead.abs() > MAX_CLOCK_DIFFERENCE_MS) {
+        if !self.knows_the_time() {
             return;
         }
         self.execute_announced();
         let now = self.settings.clock.now_ms();
-        let mut candidates: Vec<HourKey> = self
-            .open
-            .values()
-            .map(|segment| segment.key.clone())
-            .chain(self.given_up.values().map(|given_up| key_of(&given_up.record)))
-            .chain(self.closed.values().map(|closed| key_of(&closed.record)))
-            .collect();
-        candidates.extend(self.due_by_time(now));
-        candidates.extend(self.wanted.iter().filter(|key| !self.hours.contains_key(*key)).cloned());
-        candidates.sort();
-        candidates.dedup();
+        let candidates = self.candidates(now);
         for key in candidates {
             if self.jobs.len() >= MAX_JOBS {
                 break;
@@ -37,17 +28,12 @@ impl Lane {
                 continue;
             }
             match self.hours.get(&key) {
-                None if self.is_over(&key, now) => self.start_seal(key),
+                None if self.is_due(&key, now) => self.start_seal(key),
                 Some(HourState::Published) => self.start_late(key),
                 _ => {}
             }
         }
         self.publish();
-    }
-
-    pub(super) fn is_over(&self, key: &HourKey, now_ms: i64) -> bool {
-        let delay = self.settings.categories.get(&key.category).map_or(Duration::ZERO, |category| category.close_delay);
-        now_ms >= key.bucket.end_ms() + millis(delay)
     }
 
     /// The hours from each category's first one on that are over and not sealed.
@@ -62,9 +48,9 @@ impl Lane {
                 bucket = size.bucket_of_ms(now);
             }
             let mut all_sealed = true;
-            for _ in 0..MAX_JOBS {
+            for _ in 0..MAX_DUE_HOURS {
                 let key = HourKey { category: category.clone(), bucket };
-                if !self.is_over(&key, now) {
+                if now < bucket.end_ms() {
                     break;
                 }
                 let sealed =
@@ -109,10 +95,11 @@ impl Lane {
 
     pub(super) fn start_seal(&mut self, key: HourKey) {
         let Some(records) = self.ready_segments(&key) else { return };
+        let verdict = self.verdict(&key);
         self.jobs.insert(key.clone(), Job::Preparing);
         let (sink, events, roll_size) = (self.sink.clone(), self.events.clone(), self.roll_size(&key));
         tokio::spawn(async move {
-            let result = sink.prepare_seal(&key, &records, roll_size).await;
+            let result = sink.prepare_seal(&key, &records, roll_size, verdict).await;
             let _ = events.send(Event::SealReady { key, result });
         });
     }
@@ -134,7 +121,7 @@ impl Lane {
     pub(super) fn announce(&mut self, key: HourKey, state: HourState) {
         self.set_hour(key.clone(), state);
         // The entry under way does not have it; the next one does.
-        let entry = if self.entry_under_way { self.next_entry + 1 } else { self.next_entry };
+        let entry = self.next_entry_from_now();
         self.jobs.insert(key, Job::Announcing { entry });
     }
 
@@ -203,7 +190,10 @@ impl Lane {
             Event::Entry { number, snapshot, result } => self.on_entry(number, snapshot, result),
             Event::ReadBack { id, result } => self.on_read_back(id, result),
             Event::SealReady { key, result } => match result {
-                Ok(Some(seal)) => self.announce(key, HourState::Announced(seal)),
+                Ok(Some(seal)) => {
+                    self.look_at_seal(&key, &seal);
+                    self.announce(key, HourState::Announced(seal));
+                }
                 Ok(None) => {
                     // The hour is there already, made before this lane remembers: all that is here is late.
                     self.jobs.remove(&key);
@@ -328,6 +318,9 @@ impl Lane {
     }
 
     pub(super) fn forget_old(&mut self) {
+        if self.knows_the_time() {
+            self.forget_agents();
+        }
         let now = self.settings.clock.now_ms();
         self.forgotten_streams.extend(self.ingest.expire(now));
         let ttl = millis(self.settings.stream_ttl);
@@ -348,6 +341,6 @@ impl Lane {
     }
 }
 
-fn key_of(record: &SegmentRecord) -> HourKey {
+pub(super) fn key_of(record: &SegmentRecord) -> HourKey {
     HourKey { category: record.category.clone(), bucket: record.bucket }
 }

@@ -7,7 +7,9 @@
 mod batches;
 mod entries;
 mod hours;
+mod reports;
 mod segments;
+mod waiting;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -19,13 +21,17 @@ use tributary_common::bucket::{Bucket, BucketSize};
 use tributary_common::frame::{Codec, FrameEncoder};
 use tributary_common::ids::{CategoryName, Epoch, LaneCount, LaneId};
 use tributary_common::messages::{Answer, Owner, PositionsQuery, StreamQuery, Verdict};
+use tributary_common::report::{Report, ReportAnswer};
 
+use self::reports::HeldReply;
 use self::segments::{MIN_BLOCK_BYTES, ranges_of};
 use super::ingest::Ingest;
 use super::ledger::{Contents, HourKey, HourState, LateMove, Seal, SegmentRecord};
 use super::metrics::LaneMetrics;
+use super::patience::Patience;
 use super::recovery::Taken;
 use super::replication::Replication;
+use super::roster::{MemberView, Roster};
 use super::segment::{HeldRanges, Segment, SegmentId, WriterReport};
 use super::sink::{LaneSink, Scan};
 use crate::dfs::{CreateOptions, Dfs, DfsError, Guard};
@@ -53,6 +59,10 @@ pub struct LaneSettings {
     pub recompress_below: u64,
     /// Bytes that may wait for a sync; above it, batches are refused for a while.
     pub max_uncommitted_bytes: u64,
+    /// After what time of silence an agent is no longer expected.
+    pub forget_agents_after: Duration,
+    /// Whether an hour gets its success file though agents are missing.
+    pub publish_partial: bool,
     /// The name of the empty file that says that an hour is complete.
     pub success_file: String,
     /// How many copies a file has; none for the file system's default.
@@ -76,8 +86,10 @@ pub struct CategorySettings {
     pub roll_size: u64,
     /// After what time without a frame a segment is closed.
     pub idle_timeout: Duration,
-    /// How long after its end an hour stays open.
+    /// How long after its end an hour stays open of which no agent is known.
     pub close_delay: Duration,
+    /// For how long agents are waited for in vain before an hour is sealed without them.
+    pub give_up_after: Duration,
 }
 
 /// What a lane is asked.
@@ -86,6 +98,12 @@ pub enum Request {
     Offer(Vec<Received>, oneshot::Sender<Result<Vec<Answer>, Overloaded>>),
     /// Say what is known of these streams.
     Positions(PositionsQuery, oneshot::Sender<Result<Vec<Answer>, Overloaded>>),
+    /// Take these reports.
+    Reports(Vec<Report>, oneshot::Sender<Result<Vec<ReportAnswer>, Overloaded>>),
+    /// Expect nothing more of the agent with this id or host name. The answer is the number of categories that it was in.
+    Retire(String, oneshot::Sender<usize>),
+    /// List the agents.
+    Agents(oneshot::Sender<Vec<MemberView>>),
     /// Say how things are.
     Status(oneshot::Sender<serde_json::Value>),
     /// Commit what there is, close all files, write the ledger and end.
@@ -164,10 +182,17 @@ pub struct Lane {
     sealed_up_to: BTreeMap<CategoryName, Bucket>,
     forgotten_streams: Vec<tributary_common::ids::StreamId>,
     forgotten_hours: Vec<HourKey>,
+    roster: Roster,
+    patience: Patience,
+    last_tick: Instant,
+    /// Answers that wait for a ledger entry to be seen.
+    held_replies: Vec<HeldReply>,
     next_segment: u64,
     encoders: HashMap<Codec, FrameEncoder>,
     next_entry: u64,
     seen_entry: Option<u64>,
+    /// When an entry was seen last.
+    last_seen_at: Option<Instant>,
     entry_under_way: bool,
     entries_since_snapshot: u64,
     entry_wanted: bool,
@@ -274,10 +299,15 @@ impl Lane {
             changed_first_buckets: BTreeSet::new(),
             forgotten_streams: Vec::new(),
             forgotten_hours: Vec::new(),
+            roster: taken.roster,
+            patience: Patience::default(),
+            last_tick: now,
+            held_replies: Vec::new(),
             next_segment: 0,
             encoders: HashMap::new(),
             next_entry,
             seen_entry: taken.last_entry,
+            last_seen_at: None,
             entry_under_way: false,
             entries_since_snapshot: SNAPSHOT_EVERY,
             entry_wanted: true,
@@ -360,7 +390,9 @@ impl Lane {
 
     fn tick(&mut self) {
         self.settle();
+        self.settle_roster();
         self.forget_old();
+        self.wait_for_hours();
         self.look_for_wanted();
         self.close_due();
         self.advance_hours();
@@ -374,7 +406,8 @@ impl Lane {
         self.draining && self.open.is_empty() && !self.entry_under_way && !self.entry_wanted
     }
 
-    fn status(&self) -> serde_json::Value {
+    fn status(&mut self) -> serde_json::Value {
+        let waiting = self.waiting_status();
         let mut hours = BTreeMap::new();
         for state in self.hours.values() {
             let name = match state {
@@ -401,6 +434,8 @@ impl Lane {
                 "being_read_back": self.given_up.values().map(|given_up| &given_up.record.name).collect::<Vec<_>>(),
             },
             "hours": hours,
+            "open_hours": waiting,
+            "agents": self.roster.len(),
             "records": self.metrics.records(),
             "published_hours": self.metrics.published_hours(),
             "late_records": self.metrics.late_records(),
@@ -460,7 +495,8 @@ pub async fn run(
                         lane.commit();
                     }
                     match answers {
-                        Ok(answers) => lane.reply(answers, claims, reply),
+                        Ok((answers, None)) => lane.reply(answers, claims, reply),
+                        Ok((answers, Some(entry))) => lane.hold(entry, HeldReply::batches(answers, claims, reply)),
                         // A sender that gave up will ask again.
                         Err(full) => drop(reply.send(Err(full))),
                     }
@@ -469,6 +505,12 @@ pub async fn run(
                     let claims = query.streams.iter().map(|asked| asked.committed.map_or(0, |at| at.offset)).collect();
                     let answers = query.streams.iter().map(|asked| lane.say_positions(asked)).collect();
                     lane.reply(answers, claims, reply);
+                }
+                Some(Request::Reports(reports, reply)) => lane.take_reports(&reports, reply),
+                Some(Request::Retire(name, reply)) => lane.retire(&name, reply),
+                Some(Request::Agents(reply)) => {
+                    // Whoever asked may be gone.
+                    let _ = reply.send(lane.roster.views(lane.settings.clock.now_ms()).collect());
                 }
                 Some(Request::Status(reply)) => {
                     // Whoever asked may be gone.

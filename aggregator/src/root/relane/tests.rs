@@ -7,7 +7,7 @@ use super::*;
 use crate::dfs::hostile::{HostileCluster, HostileDfs, Hostility, SETTLE};
 use crate::root::Root;
 use crate::root::storm::lines;
-use crate::root::tests::{Log, alone, category, settings};
+use crate::root::tests::{Log, alone, category, say_that_all_is_stored, settings};
 use crate::surroundings::WallClock;
 use crate::tier::{Overloaded, Tier};
 
@@ -34,10 +34,16 @@ fn lane_settings(cluster: &HostileCluster, lanes: LaneCount) -> LaneSettings {
     settings
 }
 
-fn start(cluster: &HostileCluster, lanes: LaneCount) -> (Root, HostileDfs) {
+fn start(cluster: &HostileCluster, lanes: LaneCount) -> (Arc<Root>, HostileDfs) {
     let process = cluster.process();
     let dfs: Arc<dyn Dfs> = Arc::new(process.clone());
-    (Root::keep(&dfs, &lane_settings(cluster, lanes), BTreeMap::new(), |_| alone()), process)
+    let settings = lane_settings(cluster, lanes);
+    let root = Arc::new(Root::keep(&dfs, &settings, BTreeMap::new(), |_| alone()));
+    for n in 0..4 {
+        let (agent, clock) = (format!("web-{n}").parse().expect("valid"), settings.clock.clone());
+        tokio::spawn(say_that_all_is_stored(Arc::downgrade(&root), clock, agent, Duration::from_secs(5)));
+    }
+    (root, process)
 }
 
 async fn offer(root: &Root, log: &Log, from: usize, to: usize, committed: Position) -> Result<Answer, Overloaded> {

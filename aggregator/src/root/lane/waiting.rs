@@ -1,0 +1,189 @@
+//! Hours that are over: which of them may be sealed, for whom the others wait, and what a seal says of those who didn't come.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tributary_common::ids::CategoryName;
+
+use super::hours::key_of;
+use super::{Lane, MAX_CLOCK_DIFFERENCE_MS};
+use crate::root::ledger::{HourKey, Lost, Missing, Seal};
+use crate::root::patience::Passed;
+use crate::root::sink::HourVerdict;
+
+/// The lane counts as serving for so many times `ledger_interval` after an entry was seen.
+const SERVING_ENTRIES: u32 = 3;
+
+/// Agents that a message names.
+const NAMED_AGENTS: usize = 5;
+
+/// Hours and agents that the status names.
+const SHOWN: usize = 20;
+
+impl Lane {
+    /// Whether the clocks of the sink and of this machine agree. Where they don't, nothing is sealed, given up or forgotten.
+    pub(super) fn knows_the_time(&self) -> bool {
+        self.clock_ahead_ms.is_some_and(|ahead| ahead.abs() <= MAX_CLOCK_DIFFERENCE_MS)
+    }
+
+    /// Hours that may have to be sealed, or have late data.
+    pub(super) fn candidates(&mut self, now_ms: i64) -> BTreeSet<HourKey> {
+        let mut candidates: BTreeSet<HourKey> = self
+            .open
+            .values()
+            .map(|segment| segment.key.clone())
+            .chain(self.given_up.values().map(|given_up| key_of(&given_up.record)))
+            .chain(self.closed.values().map(|closed| key_of(&closed.record)))
+            .collect();
+        candidates.extend(self.due_by_time(now_ms));
+        candidates.extend(self.wanted.iter().filter(|key| !self.hours.contains_key(*key)).cloned());
+        candidates
+    }
+
+    /// Whether an hour can be sealed now: it is complete, or the agents that it waits for have been waited for long enough.
+    pub(super) fn is_due(&self, key: &HourKey, now_ms: i64) -> bool {
+        let end_ms = key.bucket.end_ms();
+        let settings = self.settings.categories.get(&key.category);
+        if !self.roster.has_members(&key.category) {
+            let delay = settings.map_or(Duration::ZERO, |settings| settings.close_delay);
+            return now_ms >= end_ms + super::millis(delay);
+        }
+        let patience = settings.map_or(Duration::MAX, |settings| settings.give_up_after);
+        now_ms >= end_ms
+            && (self.roster.complete_to(&key.category) >= Some(end_ms) || self.patience.waited(key) >= patience)
+    }
+
+    /// The hours that are over and wait for agents.
+    fn waiting_hours(&mut self, now_ms: i64) -> BTreeSet<HourKey> {
+        let mut complete_to: BTreeMap<CategoryName, Option<i64>> = BTreeMap::new();
+        let mut waiting = BTreeSet::new();
+        for key in self.candidates(now_ms) {
+            let end_ms = key.bucket.end_ms();
+            let known = complete_to.entry(key.category.clone());
+            let complete = *known.or_insert_with(|| self.roster.complete_to(&key.category)) >= Some(end_ms);
+            let is_open = !self.hours.contains_key(&key) && !self.jobs.contains_key(&key);
+            if end_ms <= now_ms && !complete && is_open {
+                waiting.insert(key);
+            }
+        }
+        waiting
+    }
+
+    /// Lets the clocks run of the hours that are over and wait for agents.
+    pub(super) fn wait_for_hours(&mut self) {
+        let time = std::mem::replace(&mut self.last_tick, Instant::now()).elapsed();
+        if !self.knows_the_time() {
+            return;
+        }
+        let waiting = self.waiting_hours(self.settings.clock.now_ms());
+        let serving_for = self.settings.ledger_interval * SERVING_ENTRIES;
+        let is_serving = self.last_seen_at.is_some_and(|at| at.elapsed() < serving_for);
+        for key in &waiting {
+            let fails = self.given_up.values().any(|given_up| given_up.record.category == key.category);
+            let passed = if !is_serving || fails {
+                Passed::NotServed
+            } else if self.roster.moves(&key.category, key.bucket.end_ms()) {
+                Passed::Moving
+            } else {
+                Passed::InVain
+            };
+            self.patience.pass(key, time, passed);
+        }
+        self.roster.looked();
+        // One that is being sealed needs its clock until it is.
+        let jobs = &self.jobs;
+        self.patience.retain(|key| waiting.contains(key) || jobs.contains_key(key));
+        self.metrics.waiting(self.roster.len(), waiting.len());
+    }
+
+    /// What the seal of an hour that is sealed now says of the agents.
+    pub(super) fn verdict(&self, key: &HourKey) -> HourVerdict {
+        let (start_ms, end_ms) = (key.bucket.start_s() * 1000, key.bucket.end_ms());
+        let now = self.settings.clock.now_ms();
+        let losses = self.roster.losses(&key.category, start_ms, end_ms).into_iter();
+        let missing = self.roster.waits_for(&key.category, end_ms, now).into_iter();
+        HourVerdict {
+            losses: losses
+                .map(|loss| Lost { agent: loss.agent, stream: loss.stream, from: loss.from, to: loss.to })
+                .collect(),
+            missing: missing
+                .map(|waiting| Missing {
+                    agent: waiting.agent,
+                    host: waiting.host,
+                    watermark_ms: waiting.watermark_ms,
+                    offsets: waiting.offsets,
+                })
+                .collect(),
+            publish_partial: self.settings.publish_partial,
+        }
+    }
+
+    /// Says what is unusual about a seal.
+    pub(super) fn look_at_seal(&self, key: &HourKey, seal: &Seal) {
+        if !seal.missing.is_empty() {
+            self.metrics.gave_up();
+            let agents: Vec<&str> = seal.missing.iter().take(NAMED_AGENTS).map(|one| one.agent.as_str()).collect();
+            tracing::error!(hour = %key, missing = seal.missing.len(), ?agents, "an hour is sealed without some agents, after give_up_after");
+        }
+        if !seal.losses.is_empty() {
+            tracing::error!(hour = %key, losses = seal.losses.len(), "bytes of an hour are lost; its manifest names them");
+        }
+        for (agent, told) in self.roster.counts(&key.category, key.bucket.start_s()) {
+            let stored = seal.agents.get(&agent).copied().unwrap_or_default().records;
+            if stored != told.records {
+                self.metrics.count_differs();
+                tracing::error!(hour = %key, %agent, stored, told = told.records, "an agent read another number of records than was stored");
+            }
+        }
+    }
+
+    /// The open hours of each category and whom the oldest wait for, for an operator.
+    pub(super) fn waiting_status(&mut self) -> serde_json::Value {
+        let now = self.settings.clock.now_ms();
+        let mut categories: BTreeMap<CategoryName, Vec<serde_json::Value>> = BTreeMap::new();
+        let mut open: BTreeSet<HourKey> =
+            self.candidates(now).into_iter().filter(|key| !self.hours.contains_key(key)).collect();
+        // The present hour is open, too, whether or not there is data.
+        let present = self.first_buckets.keys().filter_map(|category| {
+            let size = self.settings.categories.get(category)?.bucket;
+            Some(HourKey { category: category.clone(), bucket: size.bucket_of_ms(now) })
+        });
+        open.extend(present);
+        for key in open {
+            let shown = categories.entry(key.category.clone()).or_default();
+            if shown.len() == SHOWN {
+                continue;
+            }
+            let end_ms = key.bucket.end_ms();
+            let waits = self.roster.waits_for(&key.category, end_ms, now);
+            let agents: Vec<_> = waits
+                .iter()
+                .take(SHOWN)
+                .map(|one| {
+                    serde_json::json!({
+                        "agent": one.agent, "host": one.host,
+                        "behind_ms": one.watermark_ms.map(|watermark| end_ms.saturating_sub(watermark).max(0)),
+                        "silent_ms": now.saturating_sub(one.heard_ms),
+                        "uncommitted_streams": one.offsets.len(), "reason": one.reason,
+                    })
+                })
+                .collect();
+            let (mut records, mut bytes) = (0, 0);
+            let open = self.open.values().filter(|segment| segment.key == key).map(|segment| segment.record());
+            let closed =
+                self.closed.values().map(|closed| closed.record.clone()).filter(|record| key_of(record) == key);
+            for record in open.chain(closed) {
+                records += record.covered.records;
+                bytes += record.covered.bytes;
+            }
+            shown.push(serde_json::json!({
+                "bucket_start_s": key.bucket.start_s(), "bucket_size_s": key.bucket.size().seconds(),
+                "over": end_ms <= now, "records": records, "bytes": bytes,
+                "waiting_for": waits.len(), "agents": agents,
+                "waited_in_vain_s": self.patience.waited(&key).as_secs(),
+            }));
+        }
+        serde_json::json!(categories)
+    }
+}
