@@ -58,6 +58,8 @@ pub struct AgentConfig {
     /// `watch`: whether the system is asked to tell of changes (inotify). Default true. Without it, and on file systems that
     /// don't tell (NFS), new files and changes in quiet ones are found by the scans.
     pub watch: bool,
+    /// `report_interval`: time between two reports of how far this agent has got. Default 5s, from 100ms to 1m.
+    pub report_interval: Duration,
     /// `drain_timeout`: how long a stop waits for answers. Default 20s, from 0s to 10m.
     pub drain_timeout: Duration,
     /// `connect_timeout`: for a connection to an endpoint. Default 5s, from 100ms to 5m.
@@ -179,6 +181,7 @@ impl AgentConfig {
         let data_dir = root.or("data_dir", absolute_path(), PathBuf::from("/var/lib/tributary-agent"));
         let refresh_interval = root.or("refresh_interval", duration(100 * MS..=10 * MINUTE), 10 * SECOND);
         let watch = root.or("watch", flag(), true);
+        let report_interval = root.or("report_interval", duration(100 * MS..=MINUTE), 5 * SECOND);
         let drain_timeout = root.or("drain_timeout", duration(Duration::ZERO..=10 * MINUTE), 20 * SECOND);
         let connect_timeout = root.or("connect_timeout", duration(100 * MS..=5 * MINUTE), 5 * SECOND);
         let request_timeout = root.or("request_timeout", duration(SECOND..=10 * MINUTE), MINUTE);
@@ -210,6 +213,7 @@ impl AgentConfig {
             data_dir: data_dir.into_value(),
             refresh_interval: *refresh_interval,
             watch: *watch,
+            report_interval: *report_interval,
             drain_timeout: *drain_timeout,
             connect_timeout: *connect_timeout,
             request_timeout: *request_timeout,

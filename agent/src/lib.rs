@@ -12,6 +12,7 @@
 //! | [`worker`] | the threads that touch log files |
 //! | [`memory`] | what is known of streams |
 //! | [`checkpoint`] | what is remembered from run to run |
+//! | [`watermark`] | up to which time all is read, and what is reported of that |
 //! | [`ship`] | requests |
 //! | [`engine`] | carries out what the others decide |
 //! | [`status`], [`explain`], [`metrics`] | what is shown |
@@ -35,4 +36,5 @@ pub mod stream;
 pub mod tail;
 pub mod timestamp;
 pub mod watch;
+pub mod watermark;
 pub mod worker;

@@ -15,8 +15,9 @@ use tributary_common::http::backoff::retry_after;
 use tributary_common::http::endpoint::Endpoint;
 use tributary_common::messages::{
     Answers, BATCHES_CONTENT_TYPE, BATCHES_PATH, CATEGORIES_PATH, Categories, POSITIONS_PATH, PositionsQuery, Problem,
-    SIBLING_HEADER,
+    REPORTS_PATH, SIBLING_HEADER,
 };
+use tributary_common::report::{ReportAnswers, Reports};
 
 use crate::metrics::RequestError;
 
@@ -147,6 +148,14 @@ impl Sender {
     pub async fn positions(&self, query: &PositionsQuery) -> Result<Answers, ShipError> {
         let answers: Answers = self.answer(self.client.post(self.endpoint.url(POSITIONS_PATH)).json(query)).await?;
         self.count(answers, query.streams.len())
+    }
+
+    /// Sends reports, and returns what was answered to earlier ones.
+    ///
+    /// # Errors
+    /// When they did not arrive.
+    pub async fn reports(&self, reports: &Reports) -> Result<ReportAnswers, ShipError> {
+        self.answer(self.client.post(self.endpoint.url(REPORTS_PATH)).json(reports)).await
     }
 
     /// Asks for the settings of the categories.

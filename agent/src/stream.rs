@@ -266,6 +266,12 @@ impl<B> Stream<B> {
         matches!(self.phase, Phase::Asking)
     }
 
+    /// Whether the file is being read on, and nothing is in doubt.
+    #[must_use]
+    pub fn is_following(&self) -> bool {
+        matches!(self.phase, Phase::Following)
+    }
+
     /// What it waits for, in words, for an operator.
     #[must_use]
     pub fn state(&self) -> &'static str {

@@ -153,6 +153,12 @@ impl Pace {
         self.pending_since = None;
     }
 
+    /// Whether what lies behind `offset` is only the beginning of a line.
+    #[must_use]
+    pub fn is_stuck_at(&self, offset: u64) -> bool {
+        self.stuck == Some((offset, self.size))
+    }
+
     /// When to read from `offset`. `bucket_ends_at`: when the bucket ends into which the bytes go by the time of
     /// reading, if they do.
     pub fn when(&mut self, offset: u64, now: Instant, options: &PaceOptions, bucket_ends_at: Option<Instant>) -> When {

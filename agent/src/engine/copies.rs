@@ -58,7 +58,7 @@ impl Engine {
     }
 
     /// Whether the last scan found the stream's own file.
-    fn is_there(&self, one: &Checkpoint) -> bool {
+    pub(super) fn is_there(&self, one: &Checkpoint) -> bool {
         let has_other_file = self.gone.contains(&one.stream);
         self.there.contains_key(&one.inode) && !has_other_file && self.memory.is_newest(one)
     }
@@ -190,6 +190,10 @@ impl Engine {
 
     /// The stream's file holds something else now: what is missing of it may be in a copy.
     pub(super) fn orphaned(&mut self, stream: StreamId, checkpoint: Checkpoint, now: Instant) {
+        let source = self.config.sources.iter().position(|source| source.category == checkpoint.category);
+        if let Some(source) = source {
+            self.watermark_waits(source, "a file was replaced: what is missing of it may be in a copy");
+        }
         self.remember(checkpoint);
         self.search_for(stream, now);
     }
@@ -254,6 +258,7 @@ impl Engine {
         let tail = self.tails.remove(&id)?;
         self.by_key.remove(&tail.key);
         self.metrics.open_files.set(self.tails.len() as i64);
+        self.watermark_waits(tail.source, "a file can't be judged yet");
         if tail.by_former_name {
             self.keep_looking_for(tail.key, tail.path.clone(), tail.source, now);
         }
@@ -263,6 +268,11 @@ impl Engine {
     pub(super) fn scan_soon(&mut self, now: Instant) {
         self.scan_wanted = true;
         self.next_scan = self.next_scan.min(self.next_hinted_scan.max(now + MIN_SCAN_INTERVAL));
+    }
+
+    /// Whether a file is so far the beginning of a known one, and has not rested long enough to be judged.
+    pub(super) fn is_undecided(&self, file: FileKey, source: usize, now: Instant) -> bool {
+        self.beginnings.contains_key(&file) && !self.has_rested(file, source, now)
     }
 
     /// Whether a file that is so far the beginning of a known one has rested long enough to be judged.

@@ -241,6 +241,9 @@ impl Engine {
                     "a deleted file was given up: deleted files that are not committed hold more bytes than is allowed"
                 );
             }
+            if let (Some(stream), source, true) = (tail.stream_id(), tail.source, lost > 0) {
+                self.stream_given_up(source, stream);
+            }
             self.close(id, true);
         }
     }

@@ -57,11 +57,17 @@ impl Unopened {
         let reason = "waits until another file is committed to its end: max_open_files are open";
         self.waiting.values().map(|found| Unshipped { path: found.path.clone(), reason: reason.to_owned() })
     }
+
+    /// The sources of these files.
+    pub(super) fn waiting_sources(&self) -> HashSet<usize> {
+        self.waiting.values().map(|found| found.source).collect()
+    }
 }
 
 impl Engine {
     pub(super) fn start_scan(&mut self, now: Instant) {
         self.scanning = true;
+        self.scan_begins(now);
         self.scan_wanted = false;
         let missed = self.missed(now);
         let (config, sender) = (std::sync::Arc::clone(&self.config), self.sender.clone());
@@ -127,6 +133,8 @@ impl Engine {
         }
         self.say_waiting();
         self.look(now);
+        let unreadable: Vec<_> = scan.unreadable.iter().map(|(directory, _)| directory.clone()).collect();
+        self.begin_rounds(&unreadable, now);
         let ids: Vec<TailId> = self.tails.keys().copied().collect();
         for id in ids {
             self.advance(id, now);
@@ -313,9 +321,11 @@ impl Engine {
                     tracing::warn!(path = %found.path.display(), error, "a file can't be opened: it is tried again with each scan");
                 }
                 self.metrics.unreadable_files.set(self.unopened.unreadable.len() as i64);
+                self.watermark_waits(found.source, "a file can't be opened");
                 return;
             }
             _ => {
+                self.watermark_waits(found.source, "a file was renamed or deleted meanwhile");
                 // Renamed between being found and being opened: the next scan finds it by its inode number.
                 if found.by != FoundBy::Likeness {
                     self.keep_looking_for(found.key, found.path, found.source, now);

@@ -9,6 +9,7 @@ mod found;
 mod report;
 mod requests;
 mod streams;
+mod watermarks;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, HashMap, HashSet, VecDeque};
@@ -28,6 +29,7 @@ use tributary_common::http::pool::{EndpointPool, PoolOptions};
 use tributary_common::ids::StreamId;
 use tributary_common::messages::{Answers, Categories};
 use tributary_common::position::{Position, TailHash};
+use tributary_common::report::ReportAnswers;
 
 use crate::checkpoint::{Checkpoints, DataDir, DataDirTaken, Remembered};
 use crate::config::AgentConfig;
@@ -86,6 +88,7 @@ pub(crate) enum Event {
     Sent { request: u64, outcome: Result<Answers, ShipError> },
     Told { request: u64, outcome: Result<Answers, ShipError> },
     Categories { server: usize, outcome: Result<Categories, ShipError> },
+    Reported { server: usize, outcome: Result<ReportAnswers, ShipError> },
     Status(oneshot::Sender<Status>),
 }
 
@@ -336,6 +339,7 @@ pub struct Engine {
     may_move: bool,
     trouble: Option<String>,
 
+    desk: watermarks::Desk,
     timers: BinaryHeap<Reverse<(Instant, TailId)>>,
     draining_until: Option<Instant>,
     /// With `--once`: how long nothing may be committed, and since when nothing was, with how much by then.
@@ -462,6 +466,7 @@ impl Engine {
             next_ask: now,
             may_move: true,
             trouble: None,
+            desk: watermarks::Desk::new(config.sources.iter().map(|source| source.category.clone()), random(), now),
             timers: BinaryHeap::new(),
             draining_until: None,
             patience: None,
@@ -547,7 +552,8 @@ impl Engine {
         self.ask_categories(now)?;
         self.read_more(now);
         self.send_more(now)?;
-        self.ask_more(now)
+        self.ask_more(now)?;
+        self.report_more(now)
     }
 
     fn may_scan(&self) -> bool {
@@ -560,6 +566,7 @@ impl Engine {
             return until;
         }
         let mut wake = self.next_look.min(self.next_ask).min(self.next_hints.unwrap_or(self.next_look));
+        wake = wake.min(self.reports_wake(now));
         if self.may_scan() {
             wake = wake.min(self.next_scan);
         }
@@ -589,6 +596,7 @@ impl Engine {
             Event::Sent { request, outcome } => self.sent(request, outcome, now),
             Event::Told { request, outcome } => self.told(request, outcome, now),
             Event::Categories { server, outcome } => self.categories_told(server, outcome, now),
+            Event::Reported { server, outcome } => self.reported(server, outcome, now),
             Event::Status(answer) => {
                 // Who asked may be gone.
                 let _ = answer.send(self.status());

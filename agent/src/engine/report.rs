@@ -36,14 +36,17 @@ impl Engine {
         let mut stuck: Vec<Unshipped> = self.unopened.unshipped().collect();
         for tail in self.tails.values() {
             match self.once_state(tail) {
-                OnceState::Working => return self.lost_patience(now),
+                OnceState::Working => {
+                    self.stays();
+                    return self.lost_patience(now);
+                }
                 OnceState::Done => {}
                 OnceState::Stuck(reason) => stuck.push(Unshipped { path: tail.path.clone(), reason }),
             }
         }
         match (stuck.len(), stuck.into_iter().min_by(|a, b| a.path.cmp(&b.path))) {
             (files, Some(Unshipped { path, reason })) => Some(Err(RunError::Stopped { files, path, reason })),
-            _ => Some(Ok(())),
+            _ => self.has_parted(now).then_some(Ok(())),
         }
     }
 
@@ -102,7 +105,7 @@ impl Engine {
     /// What keeps the agent from doing its work as it should.
     fn troubles(&self) -> Vec<String> {
         let checkpoints = self.checkpoint_trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        self.trouble.iter().cloned().chain(checkpoints).collect()
+        self.trouble.iter().cloned().chain(checkpoints).chain(self.desk.troubles()).collect()
     }
 
     fn file_status(&self, tail: &Tail, now: Instant) -> FileStatus {

@@ -24,7 +24,7 @@ const ONE_BATCH: u8 = 2;
 
 impl Engine {
     /// The endpoint to send to now, if it is not the time of a pause.
-    fn link(&mut self, now: Instant) -> Result<Option<(usize, Sender)>, RunError> {
+    pub(super) fn link(&mut self, now: Instant) -> Result<Option<(usize, Sender)>, RunError> {
         match self.pool.choose(now, self.may_move) {
             Choice::WaitUntil(until) => {
                 self.pool_paused_until = Some(until);
@@ -50,7 +50,7 @@ impl Engine {
         }
     }
 
-    fn heard_of(&mut self, server: usize, error: Option<&ShipError>, now: Instant) {
+    pub(super) fn heard_of(&mut self, server: usize, error: Option<&ShipError>, now: Instant) {
         match error {
             None => {
                 self.pool.works(server);

@@ -7,6 +7,7 @@ mod database;
 mod docs;
 mod filesystems;
 mod machine;
+mod reports;
 mod rotation;
 mod scale;
 mod shipping;

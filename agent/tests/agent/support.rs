@@ -18,13 +18,14 @@ use tributary_common::bucket::BucketSize;
 use tributary_common::frame::{Codec, cut_slice};
 use tributary_common::http::body::{BodyPace, TimedBody};
 use tributary_common::http::server::{ServerLimits, ServerMetrics, serve};
-use tributary_common::ids::{CategoryName, LaneCount, StreamId};
+use tributary_common::ids::{CategoryName, Epoch, LaneCount, StreamId};
 use tributary_common::messages::{
     Answer, Answers, BATCHES_PATH, CATEGORIES_PATH, Categories, CategorySettings, POSITIONS_PATH, PositionsQuery,
-    SIBLING_HEADER, Verdict,
+    REPORTS_PATH, SIBLING_HEADER, Verdict,
 };
 use tributary_common::position::Position;
 use tributary_common::ranges::RangeSet;
+use tributary_common::report::{Report, ReportAnswer, ReportAnswers, Reports, Session, StreamOffset};
 
 use crate::machine::AgentProcess;
 
@@ -164,6 +165,9 @@ struct EdgeState {
     header: Option<(&'static str, String)>,
     requests: u64,
     refused_line: Option<&'static str>,
+    /// The reports, each with what was committed of each stream when it came.
+    reports: Vec<(Report, BTreeMap<StreamId, u64>)>,
+    waiting_for: Vec<StreamOffset>,
     categories: Categories,
 }
 
@@ -258,6 +262,8 @@ impl Edge {
             header: None,
             requests: 0,
             refused_line: None,
+            reports: Vec::new(),
+            waiting_for: Vec::new(),
             categories: Categories {
                 lanes: LaneCount::ONE,
                 categories: BTreeMap::from([("app".parse::<CategoryName>().expect("valid"), settings)]),
@@ -325,6 +331,16 @@ impl Edge {
         self.state().refused_line = Some(line);
     }
 
+    /// The reports that came, each with what was committed of each stream then.
+    pub(crate) fn reports(&self) -> Vec<(Report, BTreeMap<StreamId, u64>)> {
+        self.state().reports.clone()
+    }
+
+    /// Says from now on that this is waited for.
+    pub(crate) fn wait_for(&self, waiting_for: Vec<StreamOffset>) {
+        self.state().waiting_for = waiting_for;
+    }
+
     /// Batches in its spool.
     pub(crate) fn held(&self) -> usize {
         self.state().spool.values().map(|held| held.batches.len()).sum()
@@ -355,6 +371,28 @@ async fn handle(state: &Mutex<EdgeState>, request: Request<TimedBody>) -> Respon
         (Method::POST, POSITIONS_PATH) => {
             let query = serde_json::from_slice(&body).expect("a query");
             answer(StatusCode::OK, &Answers { answers: state.query(&query) })
+        }
+        (Method::POST, REPORTS_PATH) => {
+            let reports: Reports = serde_json::from_slice(&body).expect("reports");
+            assert_eq!(reports.check(), Ok(()));
+            let waiting_for = state.waiting_for.clone();
+            let answers = reports.reports.iter().map(|report| ReportAnswer {
+                agent: report.agent.clone(),
+                category: report.category.clone(),
+                run: report.run,
+                heard: report.number,
+                session: Some(Session { epoch: Epoch(1), counter: 1 }),
+                rival: None,
+                refused: None,
+                waiting_for: waiting_for.clone(),
+            });
+            let answers = ReportAnswers { answers: answers.collect() };
+            let committed: BTreeMap<StreamId, u64> = {
+                let root = state.root.lock().expect("no panic");
+                root.streams.iter().map(|(stream, of)| (*stream, of.committed.offset)).collect()
+            };
+            state.reports.extend(reports.reports.into_iter().map(|report| (report, committed.clone())));
+            answer(StatusCode::OK, &answers)
         }
         (Method::POST, BATCHES_PATH) => {
             assert!(announced, "a body without its length would take the room of the largest");
@@ -496,7 +534,7 @@ impl Scene {
             endpoints.push("\"http://127.0.0.1:1\"".into());
         }
         format!(
-            "endpoints = [{}]\nagent_id = \"web-1\"\ndata_dir = {:?}\nrefresh_interval = {:?}\ndrain_timeout = \"5s\"\n{}\n\
+            "endpoints = [{}]\nagent_id = \"web-1\"\ndata_dir = {:?}\nrefresh_interval = {:?}\nreport_interval = \"100ms\"\ndrain_timeout = \"5s\"\n{}\n\
              batch = {{ max_bytes = \"64 KiB\", timeout = \"10ms\" }}\nhttp = {{ {} }}\n\
              backoff = {{ initial = \"10ms\", max = \"100ms\" }}\n\
              [[source]]\ncategory = \"app\"\ninclude = [{:?}]\nmax_line_bytes = \"4 KiB\"\nrotate_wait = \"100ms\"\n{}\n",

@@ -1,0 +1,261 @@
+//! Up to which time everything that an agent will ever ship of a category has been read. Pure: what the scans and the files show
+//! goes in.
+//!
+//! A **round** begins with a scan of the directories. When all files that it found, and all that are still open, have been read as
+//! far as they were long after the scan, then everything of before the scan's beginning was read, but for lines that are
+//! written later than the time that they carry: for these the category's `close_delay` is taken off. So the watermark is the
+//! beginning of the scan less `close_delay`, and the offsets up to which the files were read then belong to it.
+//!
+//! A round whose files are not read yet is not replaced by the next scan's: an agent that never catches up with its files
+//! entirely still moves on. A round in which something was seen that only another scan can settle is dropped.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use tributary_common::ids::StreamId;
+use tributary_common::limits::MAX_STREAMS_PER_REPORT;
+use tributary_common::report::{Report, ReportAnswer, RunId, Session, StreamOffset};
+
+use crate::identity::FileKey;
+use crate::worker::TailId;
+
+/// A file that a round waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Target {
+    /// Which file.
+    pub file: FileKey,
+    /// The number of its source.
+    pub source: usize,
+    /// So long it was after the scan.
+    pub size: u64,
+}
+
+/// How far a file is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reach {
+    /// Read as far as the target, or there is nothing to read.
+    Read,
+    /// Not yet, for this reason.
+    Behind(String),
+}
+
+#[derive(Debug)]
+struct Round {
+    began_ms: i64,
+    began: Instant,
+    targets: BTreeMap<TailId, Target>,
+}
+
+/// The watermark of one category.
+#[derive(Debug, Default)]
+pub struct Watermark {
+    round: Option<Round>,
+    next: Option<Round>,
+    reached: Option<(i64, BTreeMap<StreamId, u64>)>,
+    held_by: String,
+}
+
+impl Watermark {
+    /// A scan that began at `began_ms` (milliseconds since 1970) and `began` is over, and these are the files.
+    pub fn scanned(&mut self, began_ms: i64, began: Instant, targets: BTreeMap<TailId, Target>) {
+        let round = Round { began_ms, began, targets };
+        let place = if self.round.is_none() { &mut self.round } else { &mut self.next };
+        *place = Some(round);
+    }
+
+    /// Something was seen that only the next scan can settle.
+    pub fn drop_rounds(&mut self, reason: impl Into<String>) {
+        self.round = None;
+        self.next = None;
+        self.held_by = reason.into();
+    }
+
+    /// Whether a round is under way.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        self.round.is_some()
+    }
+
+    /// Looks how far the files are. `reach` is asked about each that is not known to have been read, with the beginning of its
+    /// round; `read` gives the streams and how far each is read. Returns whether the watermark has moved.
+    pub fn look(
+        &mut self,
+        close_delay_ms: u64,
+        mut reach: impl FnMut(TailId, &Target, Instant) -> Reach,
+        read: impl Fn() -> BTreeMap<StreamId, u64>,
+    ) -> bool {
+        let mut moved = false;
+        while let Some(round) = &mut self.round {
+            let mut held_by = None;
+            let began = round.began;
+            round.targets.retain(|tail, target| match reach(*tail, target, began) {
+                Reach::Read => false,
+                Reach::Behind(reason) => {
+                    held_by.get_or_insert(reason);
+                    true
+                }
+            });
+            if let Some(reason) = held_by {
+                self.held_by = reason;
+                return moved;
+            }
+            let delay = i64::try_from(close_delay_ms).unwrap_or(i64::MAX);
+            let watermark_ms = round.began_ms.saturating_sub(delay);
+            // The clock may have been set back.
+            let watermark_ms = self.reached.as_ref().map_or(watermark_ms, |(before, _)| watermark_ms.max(*before));
+            self.reached = Some((watermark_ms, read()));
+            self.held_by.clear();
+            self.round = self.next.take();
+            moved = true;
+        }
+        moved
+    }
+
+    /// The watermark, milliseconds since 1970, and how far its streams have to be stored; none while not all was read once.
+    #[must_use]
+    pub fn reached(&self) -> Option<(i64, &BTreeMap<StreamId, u64>)> {
+        self.reached.as_ref().map(|(watermark_ms, streams)| (*watermark_ms, streams))
+    }
+
+    /// Why it does not move.
+    #[must_use]
+    pub fn held_by(&self) -> &str {
+        &self.held_by
+    }
+}
+
+/// Streams of which offsets are required that this agent can't ship, and since when that is known.
+#[derive(Debug, Default)]
+pub struct Vanished {
+    since: BTreeMap<StreamId, Instant>,
+}
+
+impl Vanished {
+    /// Returns the streams that are waited for upstream and were not to be found for `patience`. `has`: whether there is a file
+    /// for the stream, or may be.
+    pub fn look(
+        &mut self,
+        now: Instant,
+        patience: Duration,
+        waiting_for: &[StreamOffset],
+        has: impl Fn(StreamId) -> bool,
+    ) -> Vec<StreamId> {
+        let missing: Vec<StreamId> = waiting_for.iter().map(|one| one.stream).filter(|stream| !has(*stream)).collect();
+        self.since.retain(|stream, _| missing.contains(stream));
+        let mut lost = Vec::new();
+        for stream in missing {
+            let since = *self.since.entry(stream).or_insert(now);
+            if now.duration_since(since) >= patience {
+                lost.push(stream);
+            }
+        }
+        lost
+    }
+}
+
+/// What one run of an agent says of one category, and what it was told.
+#[derive(Debug)]
+pub struct Reporter {
+    run: RunId,
+    session: Option<Session>,
+    rival: Option<Session>,
+    number: u64,
+    heard: u64,
+    refused: Option<String>,
+    waiting_for: Vec<StreamOffset>,
+}
+
+/// What a report is made of, beside what its reporter knows.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// The watermark, and the streams that belong to it with those offsets that are not committed.
+    pub claim: Option<(i64, Vec<StreamOffset>)>,
+    /// Streams that are lost.
+    pub lost: Vec<StreamId>,
+    /// Whether it is the last report.
+    pub last: bool,
+    /// Why the watermark does not move.
+    pub held_by: String,
+}
+
+impl Reporter {
+    /// For a run that drew this number.
+    #[must_use]
+    pub fn new(run: RunId) -> Self {
+        Self { run, session: None, rival: None, number: 0, heard: 0, refused: None, waiting_for: Vec::new() }
+    }
+
+    /// Fills in a report.
+    pub fn report(&mut self, facts: Facts, frame: Report) -> Report {
+        self.number += 1;
+        let mut facts = facts;
+        // So many are no way to go on: what is not named must not be left out of the claim.
+        let too_many = facts.claim.as_ref().is_some_and(|(_, required)| required.len() > MAX_STREAMS_PER_REPORT);
+        if too_many {
+            facts.claim = None;
+            facts.held_by = format!("more than {MAX_STREAMS_PER_REPORT} files are not stored yet");
+        }
+        facts.lost.truncate(MAX_STREAMS_PER_REPORT);
+        let (watermark_ms, required) =
+            facts.claim.map_or((None, Vec::new()), |(watermark_ms, required)| (Some(watermark_ms), required));
+        Report {
+            run: self.run,
+            session: self.session,
+            rival: self.rival,
+            number: self.number,
+            watermark_ms,
+            required,
+            lost: facts.lost,
+            last: facts.last,
+            held_by: facts.held_by,
+            ..frame
+        }
+    }
+
+    /// What was answered. Returns what is new and wrong, for the log.
+    pub fn told(&mut self, answer: ReportAnswer) -> Option<String> {
+        if answer.run != self.run {
+            return None;
+        }
+        self.session = answer.session.or(self.session);
+        self.rival = self.rival.max(answer.rival);
+        self.heard = self.heard.max(answer.heard);
+        self.waiting_for = answer.waiting_for;
+        let is_new = answer.refused.is_some() && answer.refused != self.refused;
+        self.refused = answer.refused;
+        self.refused.clone().filter(|_| is_new)
+    }
+
+    /// Whether the lane's owner has given the run its name.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        self.session.is_some()
+    }
+
+    /// Whether the report with the last number was heard by the lane's owner.
+    #[must_use]
+    pub fn is_heard(&self, number: u64) -> bool {
+        self.heard >= number
+    }
+
+    /// The number of the last report.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Why the reports don't count.
+    #[must_use]
+    pub fn refused(&self) -> Option<&str> {
+        self.refused.as_deref()
+    }
+
+    /// What the lane's owner waits for.
+    #[must_use]
+    pub fn waiting_for(&self) -> &[StreamOffset] {
+        &self.waiting_for
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,147 @@
+//! What an agent reports: that everything up to a time lies below some offsets, and when it doesn't know that.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+
+use tributary_common::ids::StreamId;
+use tributary_common::report::{Report, StreamOffset};
+
+use crate::support::{Scene, append, lines, wait_for};
+
+fn now_ms() -> i64 {
+    jiff::Timestamp::now().as_millisecond()
+}
+
+fn watermarks(scene: &Scene) -> Vec<i64> {
+    scene.edges[0].reports().iter().filter_map(|(report, _)| report.watermark_ms).collect()
+}
+
+/// How many bytes a report says to be all: those that it names, and of the others what is committed.
+fn claimed(report: &Report, committed: &BTreeMap<StreamId, u64>) -> u64 {
+    let mut all = committed.clone();
+    for StreamOffset { stream, offset } in &report.required {
+        let known = all.entry(*stream).or_insert(0);
+        *known = (*known).max(*offset);
+    }
+    all.values().sum()
+}
+
+async fn watermark_after(scene: &Scene, time_ms: i64) {
+    wait_for(
+        || watermarks(scene).last().is_some_and(|at| *at >= time_ms),
+        || format!("{:?}", scene.edges[0].reports().last()),
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn an_agent_without_any_file_reports_too() {
+    let scene = Scene::new(1).await;
+    let agent = scene.start();
+    wait_for(|| scene.edges[0].reports().len() >= 3, || "it is silent".into()).await;
+    watermark_after(&scene, now_ms()).await;
+    let (last, _) = scene.edges[0].reports().pop().expect("a report");
+    assert!(last.required.is_empty() && last.session.is_some() && !last.last, "{last:?}");
+    let numbers: Vec<u64> = scene.edges[0].reports().iter().map(|(report, _)| report.number).collect();
+    assert!(numbers.is_sorted_by(|a, b| a < b), "{numbers:?}");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn every_line_from_before_a_watermark_lies_below_its_offsets_through_rotations_and_new_files() {
+    let scene = Scene::new(1).await;
+    let agent = scene.start();
+    // When so many bytes had been written, in all files together.
+    let mut written: Vec<(i64, u64)> = Vec::new();
+    let mut total = 0;
+    for round in 0..60_u32 {
+        let lines = lines(round * 100..round * 100 + 100);
+        let name = if round % 7 == 3 { format!("new-{round}.log") } else { "a.log".to_owned() };
+        append(&scene.log(&name), &lines);
+        total += lines.iter().map(|line| line.len() as u64 + 1).sum::<u64>();
+        written.push((now_ms(), total));
+        match round % 10 {
+            4 => std::fs::rename(scene.log("a.log"), scene.log(&format!("a-{round}.log"))).expect("renamed"),
+            // What can't be sent must be named.
+            6 => scene.edges[0].forward(false),
+            9 => scene.edges[0].forward(true),
+            _ => {}
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    scene.edges[0].forward(true);
+    watermark_after(&scene, now_ms()).await;
+    let mut named = 0;
+    for (report, committed) in scene.edges[0].reports() {
+        let Some(watermark_ms) = report.watermark_ms else { continue };
+        let before = written.iter().take_while(|(time, _)| *time < watermark_ms).last().map_or(0, |(_, bytes)| *bytes);
+        let claimed = claimed(&report, &committed);
+        assert!(
+            claimed >= before,
+            "{before} bytes were written before {watermark_ms}, {claimed} are claimed: {report:?}"
+        );
+        named += usize::from(!report.required.is_empty());
+    }
+    assert!(named > 0, "nothing was ever named");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn the_beginning_of_a_line_holds_the_watermark_for_partial_line_timeout_at_most() {
+    let mut scene = Scene::new(1).await;
+    scene.source = "partial_line_timeout = \"2s\"".into();
+    append(&scene.log("a.log"), &lines(0..10));
+    let agent = scene.start();
+    watermark_after(&scene, now_ms()).await;
+    let mut file = std::fs::OpenOptions::new().append(true).open(scene.log("a.log")).expect("opened");
+    file.write_all(b"half a li").expect("written");
+    let since = now_ms();
+    let mut behind = false;
+    // Something is added all the time, and never a newline.
+    while watermarks(&scene).last().is_some_and(|at| *at < since) {
+        behind |= scene.edges[0].reports().last().is_some_and(|(report, _)| report.held_by.contains("a.log"));
+        file.write_all(b"n").expect("written");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert!(behind, "nobody said what held it");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_read_yet_holds_the_watermark() {
+    let scene = Scene::new(1).await;
+    append(&scene.log("a.log"), &lines(0..10));
+    scene.edges[0].fail(Some(http::StatusCode::SERVICE_UNAVAILABLE));
+    let agent = scene.start();
+    scene.answered().await;
+    scene.edges[0].fail(None);
+    scene.expect_lines(&lines(0..10)).await;
+    watermark_after(&scene, now_ms()).await;
+    let first = scene.edges[0].reports().into_iter().find(|(report, _)| report.watermark_ms.is_some()).expect("one");
+    assert!(claimed(&first.0, &first.1) > 0, "the first watermark was told before the file was read: {first:?}");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_run_that_ships_once_ends_with_a_last_report_that_is_heard() {
+    let scene = Scene::new(1).await;
+    append(&scene.log("a.log"), &lines(0..1000));
+    scene.once().await.expect("all is shipped");
+    let (last, committed) = scene.edges[0].reports().pop().expect("a report");
+    assert!(last.last && last.required.is_empty() && last.watermark_ms.is_some(), "{last:?}");
+    assert_eq!(committed.values().sum::<u64>(), std::fs::metadata(scene.log("a.log")).expect("there").len());
+}
+
+#[tokio::test]
+async fn a_restart_begins_a_new_run_that_counts_from_one() {
+    let scene = Scene::new(1).await;
+    for _ in 0..2 {
+        let agent = scene.start();
+        watermark_after(&scene, now_ms()).await;
+        agent.stop().await;
+    }
+    let reports = scene.edges[0].reports();
+    let runs: std::collections::BTreeSet<_> = reports.iter().map(|(report, _)| report.run).collect();
+    assert_eq!(runs.len(), 2);
+    assert_eq!(reports.iter().filter(|(report, _)| report.number == 1).count(), 2);
+}
