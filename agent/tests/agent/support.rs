@@ -25,7 +25,7 @@ use tributary_common::messages::{
 };
 use tributary_common::position::Position;
 use tributary_common::ranges::RangeSet;
-use tributary_common::report::{Report, ReportAnswer, ReportAnswers, Reports, Session, StreamOffset};
+use tributary_common::report::{Report, ReportAnswer, ReportAnswers, Reports, Session};
 
 use crate::machine::AgentProcess;
 
@@ -167,7 +167,6 @@ struct EdgeState {
     refused_line: Option<&'static str>,
     /// The reports, each with what was committed of each stream when it came.
     reports: Vec<(Report, BTreeMap<StreamId, u64>)>,
-    waiting_for: Vec<StreamOffset>,
     categories: Categories,
 }
 
@@ -263,7 +262,6 @@ impl Edge {
             requests: 0,
             refused_line: None,
             reports: Vec::new(),
-            waiting_for: Vec::new(),
             categories: Categories {
                 lanes: LaneCount::ONE,
                 categories: BTreeMap::from([("app".parse::<CategoryName>().expect("valid"), settings)]),
@@ -336,11 +334,6 @@ impl Edge {
         self.state().reports.clone()
     }
 
-    /// Says from now on that this is waited for.
-    pub(crate) fn wait_for(&self, waiting_for: Vec<StreamOffset>) {
-        self.state().waiting_for = waiting_for;
-    }
-
     /// Batches in its spool.
     pub(crate) fn held(&self) -> usize {
         self.state().spool.values().map(|held| held.batches.len()).sum()
@@ -375,7 +368,6 @@ async fn handle(state: &Mutex<EdgeState>, request: Request<TimedBody>) -> Respon
         (Method::POST, REPORTS_PATH) => {
             let reports: Reports = serde_json::from_slice(&body).expect("reports");
             assert_eq!(reports.check(), Ok(()));
-            let waiting_for = state.waiting_for.clone();
             let answers = reports.reports.iter().map(|report| ReportAnswer {
                 agent: report.agent.clone(),
                 category: report.category.clone(),
@@ -384,7 +376,7 @@ async fn handle(state: &Mutex<EdgeState>, request: Request<TimedBody>) -> Respon
                 session: Some(Session { epoch: Epoch(1), counter: 1 }),
                 rival: None,
                 refused: None,
-                waiting_for: waiting_for.clone(),
+                waiting_for: Vec::new(),
             });
             let answers = ReportAnswers { answers: answers.collect() };
             let committed: BTreeMap<StreamId, u64> = {

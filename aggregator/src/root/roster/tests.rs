@@ -135,7 +135,7 @@ fn an_hour_is_complete_when_every_agent_is_past_it_and_what_it_named_is_committe
     assert!(!world.complete(NOW));
     a.say(&mut world, NOW - 1, &[(1, 10)]);
     b.say(&mut world, NOW - 2, &[]);
-    assert!(world.complete(NOW - HOUR_MS) == false && world.roster.complete_to(&app()).is_none());
+    assert!(!world.complete(NOW - HOUR_MS) && world.roster.complete_to(&app()).is_none());
     world.commit(1, 9);
     assert!(!world.complete(NOW - 2));
     world.commit(1, 10);
