@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use tributary_common::bucket::{Bucket, BucketSize};
 use tributary_common::ids::{CategoryName, LaneId};
 
-use crate::root::hours::{FORM_VERSION, LATE_DIR, MANIFEST_FILE, Manifest, ManifestFile, seal_file};
+use crate::root::hours::{
+    FORM_VERSION, LATE_DIR, MANIFEST_FILE, Manifest, ManifestFile, PARTIAL_FILE, is_success, seal_file,
+};
 use crate::root::ledger::{AgentCount, Contents, HourKey, Seal};
 
 /// What was found of a data file.
@@ -99,12 +101,18 @@ impl Hour {
             if let Some(key) = key
                 && seals.len() == self.seals.len()
             {
-                let expected = Manifest::of(&key, &seals.into_iter().cloned().collect::<Vec<_>>());
+                let seals: Vec<Seal> = seals.into_iter().cloned().collect();
+                let expected = Manifest::of(&key, &seals);
                 found.extend(difference(&expected, manifest));
+                if is_success(&seals) != self.own.others.contains(success_file) {
+                    let what = if is_success(&seals) { "is missing" } else { "is there, and agents are missing" };
+                    found.push(format!("{success_file} {what}"));
+                }
             }
             check_files(MANIFEST_FILE, manifest, &self.own, found);
-            if !self.own.others.contains(success_file) {
-                found.push(format!("{success_file} is missing"));
+            if manifest.complete == self.own.others.contains(PARTIAL_FILE) {
+                let what = if manifest.complete { "is there, and no agent is missing" } else { "is missing" };
+                found.push(format!("{PARTIAL_FILE} {what}"));
             }
         }
         let named: BTreeSet<&str> =
@@ -187,9 +195,6 @@ impl Hour {
         }
     }
 }
-
-/// What is beside the manifest of an hour that was published without some of its agents.
-pub(super) const PARTIAL_FILE: &str = "_PARTIAL.json";
 
 /// How a manifest differs from the one that the seals make.
 fn difference(expected: &Manifest, found: &Manifest) -> Option<String> {

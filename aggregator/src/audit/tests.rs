@@ -84,6 +84,9 @@ fn sealed(lane: u16, hours: i64, files: &[NamedFile]) -> Seal {
         bucket_start_s: START_S + hours * 3600,
         bucket_size_s: 3600,
         files: sealed,
+        losses: Vec::new(),
+        missing: Vec::new(),
+        publish_partial: false,
         inputs: Vec::new(),
         agents,
     }
