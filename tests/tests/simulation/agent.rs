@@ -10,11 +10,12 @@ use bytes::Bytes;
 use tokio::task::JoinSet;
 use tributary_agent::compress::BatchFacts;
 use tributary_agent::config::{LongLines, ReadFrom, Source, TimeFormat, TimestampOptions};
-use tributary_agent::identity::{Origin, read_up_to, stream_id};
+use tributary_agent::identity::{FileKey, Origin, read_up_to, stream_id};
 use tributary_agent::ship::{ShipError, understand};
 use tributary_agent::stream::{Note, ReadShowed, Stream, Want};
 use tributary_agent::tail::{Pace, PaceOptions, When};
-use tributary_agent::worker::{Carry, Done, ReadJob, Worker, WorkerOptions, check};
+use tributary_agent::watermark::{Facts, Reach, Reporter, Target, Vanished, Watermark};
+use tributary_agent::worker::{Carry, Done, ReadJob, TailId, Worker, WorkerOptions, check};
 use tributary_aggregator::surroundings::now;
 use tributary_common::batch::Batch;
 use tributary_common::bucket::BucketSize;
@@ -26,6 +27,7 @@ use tributary_common::ids::{LaneCount, StreamId};
 use tributary_common::limits::IDENTITY_LINE_BYTES;
 use tributary_common::messages::{Answer, Answers, PositionsQuery, StreamQuery, Verdict};
 use tributary_common::position::{Position, TailHash};
+use tributary_common::report::{Report, ReportAnswer, ReportAnswers, Reports, RunId, StreamOffset};
 
 use crate::chance::{Chance, locked};
 use crate::judge::Judge;
@@ -45,6 +47,23 @@ const PACE: PaceOptions = PaceOptions {
     rotate_wait: Duration::from_secs(5),
     partial_line_timeout: Duration::from_secs(600),
 };
+
+const REPORT_INTERVAL: Duration = Duration::from_secs(3);
+/// As the roots have it.
+const CLOSE_DELAY_MS: u64 = 30_000;
+const LOST_AFTER: Duration = Duration::from_secs(60);
+
+/// Has the network carry a request, and the program understand the response.
+async fn carry<T: serde::de::DeserializeOwned>(network: &Network, gate: &Gate, letter: Letter) -> Result<T, ShipError> {
+    let (endpoint, path) = (letter.to.clone(), letter.path);
+    match network.post(gate, letter).await {
+        Ok(got) => understand(&endpoint, path, got.status, &got.headers, &got.body),
+        Err(error) => {
+            let kind = tributary_agent::metrics::RequestError::Connection;
+            Err(ShipError::Broken { endpoint, kind, error })
+        }
+    }
+}
 
 /// What all agents share.
 #[derive(Clone)]
@@ -89,10 +108,16 @@ enum Asked {
     Positions(Vec<(u64, StreamId)>),
 }
 
+/// What an answer brings.
+enum Heard {
+    Answers(Asked, Option<Vec<Answer>>),
+    Reports(Option<Vec<ReportAnswer>>),
+}
+
 struct Request {
     server: usize,
-    asked: Asked,
-    outcome: Result<Answers, ShipError>,
+    error: Option<ShipError>,
+    heard: Heard,
 }
 
 pub(crate) struct Agent {
@@ -104,6 +129,11 @@ pub(crate) struct Agent {
     tails: BTreeMap<u64, Tail>,
     requests: JoinSet<Request>,
     question: bool,
+    watermark: Watermark,
+    reporter: Reporter,
+    vanished: Vanished,
+    reporting: bool,
+    report_at: Instant,
 }
 
 fn source() -> Source {
@@ -132,6 +162,11 @@ impl Agent {
         let options = PoolOptions::new(BACKOFF, Duration::from_secs(60));
         Self {
             pool: EndpointPool::new(trade.endpoints.len(), options),
+            watermark: Watermark::default(),
+            reporter: Reporter::new(RunId(trade.chance.bits())),
+            vanished: Vanished::default(),
+            reporting: false,
+            report_at: now(),
             options: WorkerOptions { sources: vec![source()], batch_bytes: BATCH_BYTES },
             server,
             gate,
@@ -182,6 +217,7 @@ impl Agent {
         }
         self.send();
         self.ask();
+        self.report();
         self.show();
     }
 
@@ -429,7 +465,7 @@ impl Agent {
             let rested = tail.not_before.is_none_or(|not_before| at >= not_before);
             rested && !tail.asked && tail.named.as_ref().is_some_and(|named| named.stream.sendable().next().is_some())
         };
-        if self.requests.len() >= MAX_REQUESTS || !self.tails.values().any(ready) {
+        if self.requests.len() - usize::from(self.reporting) >= MAX_REQUESTS || !self.tails.values().any(ready) {
             return;
         }
         let Some((server, to)) = self.choose() else { return };
@@ -496,21 +532,88 @@ impl Agent {
     fn post(&mut self, server: usize, letter: Letter, asked: Asked) {
         let (network, gate) = (self.trade.network.clone(), self.gate.clone());
         self.requests.spawn(async move {
-            let (endpoint, path) = (letter.to.clone(), letter.path);
-            let outcome = match network.post(&gate, letter).await {
-                Ok(got) => understand(&endpoint, path, got.status, &got.headers, &got.body),
-                Err(error) => {
-                    let kind = tributary_agent::metrics::RequestError::Connection;
-                    Err(ShipError::Broken { endpoint, kind, error })
-                }
-            };
-            Request { server, asked, outcome }
+            let outcome: Result<Answers, ShipError> = carry(&network, &gate, letter).await;
+            let (answers, error) = (outcome.as_ref().ok().map(|said| said.answers.clone()), outcome.err());
+            Request { server, error, heard: Heard::Answers(asked, answers) }
         });
     }
 
-    fn heard(&mut self, Request { server, asked, outcome }: Request) {
-        self.heard_of(server, outcome.as_ref().err());
-        let answers = outcome.ok().map(|answers| answers.answers);
+    /// Says how far all is read that was there, as the program does.
+    fn report(&mut self) {
+        let at = now();
+        let now_ms = (self.trade.clock_ms)();
+        let file = |inode: u64| FileKey { device: 1, inode };
+        let targets = self.tails.iter().map(|(inode, tail)| {
+            (TailId(*inode), Target { file: file(*inode), source: 0, size: tail.file.facts().size })
+        });
+        self.watermark.scanned(now_ms, at, targets.collect());
+        let tails = &self.tails;
+        let reach = |id: TailId, target: &Target, _| match tails.get(&id.0).map(|tail| &tail.named) {
+            _ if target.size == 0 => Reach::Read,
+            Some(Some(named)) if named.stream.is_following() && named.stream.read().offset >= target.size => {
+                Reach::Read
+            }
+            _ => Reach::Behind("it is being read".to_owned()),
+        };
+        let read = || {
+            let named = tails.values().filter_map(|tail| tail.named.as_ref());
+            named.map(|named| (named.stream_id, named.stream.read().offset)).collect()
+        };
+        self.watermark.look(CLOSE_DELAY_MS, reach, read);
+        if self.reporting || at < self.report_at {
+            return;
+        }
+        let Some((server, to)) = self.choose() else { return };
+        let committed: BTreeMap<StreamId, u64> = (self.tails.values().filter_map(|tail| tail.named.as_ref()))
+            .map(|named| (named.stream_id, named.stream.committed().offset))
+            .collect();
+        let claim = self.watermark.reached().map(|(watermark_ms, streams)| {
+            let named = streams.iter().map(|(&stream, &offset)| StreamOffset { stream, offset });
+            let open = |one: &StreamOffset| committed.get(&one.stream).copied().unwrap_or(0) < one.offset;
+            (watermark_ms, named.filter(open).collect())
+        });
+        let has = |stream: StreamId| committed.contains_key(&stream);
+        let lost = self.vanished.look(at, LOST_AFTER, self.reporter.waiting_for(), has);
+        let facts = Facts { claim, lost, last: false, held_by: self.watermark.held_by().to_owned() };
+        let frame = Report {
+            lane: self.server.agent.lane(self.trade.lanes),
+            agent: self.server.agent.clone(),
+            category: self.options.sources[0].category.clone(),
+            host: self.server.agent.to_string(),
+            run: RunId(0),
+            session: None,
+            rival: None,
+            number: 0,
+            watermark_ms: None,
+            required: Vec::new(),
+            lost: Vec::new(),
+            counts: Vec::new(),
+            last: false,
+            held_by: String::new(),
+        };
+        let letter = Letter::reports(&to, &Reports::new(vec![self.reporter.report(facts, frame)]));
+        self.reporting = true;
+        let (network, gate) = (self.trade.network.clone(), self.gate.clone());
+        self.requests.spawn(async move {
+            let outcome: Result<ReportAnswers, ShipError> = carry(&network, &gate, letter).await;
+            let (answers, error) = (outcome.as_ref().ok().map(|said| said.answers.clone()), outcome.err());
+            Request { server, error, heard: Heard::Reports(answers) }
+        });
+    }
+
+    fn heard(&mut self, Request { server, error, heard }: Request) {
+        self.heard_of(server, error.as_ref());
+        let (asked, answers) = match heard {
+            Heard::Answers(asked, answers) => (asked, answers),
+            Heard::Reports(answers) => {
+                self.reporting = false;
+                self.report_at = now() + REPORT_INTERVAL;
+                for answer in answers.into_iter().flatten() {
+                    self.reporter.told(answer);
+                }
+                return;
+            }
+        };
         match asked {
             Asked::Batches(parts) => {
                 let wanted: usize = parts.iter().map(|part| part.3.len()).sum();

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
+use serde::de::DeserializeOwned;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 use tributary_aggregator::forward::{Failed, Failure, Upstream, Way, understand};
@@ -22,7 +23,10 @@ use tributary_aggregator::tier::Tier;
 use tributary_common::http::body::BodyError;
 use tributary_common::http::endpoint::Endpoint;
 use tributary_common::http::pool::Trouble;
-use tributary_common::messages::{Answer, BATCHES_CONTENT_TYPE, BATCHES_PATH, POSITIONS_PATH, PositionsQuery};
+use tributary_common::messages::{
+    Answer, Answers, BATCHES_CONTENT_TYPE, BATCHES_PATH, POSITIONS_PATH, PositionsQuery, REPORTS_PATH,
+};
+use tributary_common::report::{ReportAnswer, ReportAnswers, Reports};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::chance::{Chance, Trace, locked};
@@ -156,6 +160,11 @@ impl Letter {
     pub(crate) fn positions(to: &Endpoint, query: &PositionsQuery) -> Self {
         let body = serde_json::to_vec(query).expect("plain data").into();
         Self { to: to.clone(), path: POSITIONS_PATH, content_type: "application/json", body }
+    }
+
+    pub(crate) fn reports(to: &Endpoint, reports: &Reports) -> Self {
+        let body = serde_json::to_vec(reports).expect("plain data").into();
+        Self { to: to.clone(), path: REPORTS_PATH, content_type: "application/json", body }
     }
 
     pub(crate) fn batches(to: &Endpoint, pieces: &[Bytes]) -> Self {
@@ -298,7 +307,7 @@ pub(crate) struct Wire {
 }
 
 impl Wire {
-    async fn ask(&self, letter: Letter) -> Result<Vec<Answer>, Failed> {
+    async fn ask<T: DeserializeOwned>(&self, letter: Letter) -> Result<T, Failed> {
         let (node, path) = (letter.to.clone(), letter.path);
         match self.network.post(&self.gate, letter).await {
             Ok(response) => understand(&node, path, response.status, &response.headers, &response.body),
@@ -310,10 +319,14 @@ impl Wire {
 #[async_trait]
 impl Upstream for Wire {
     async fn batches(&self, way: &Way, pieces: Vec<Bytes>) -> Result<Vec<Answer>, Failed> {
-        self.ask(Letter::batches(&way.node, &pieces)).await
+        self.ask(Letter::batches(&way.node, &pieces)).await.map(|answers: Answers| answers.answers)
     }
 
     async fn positions(&self, way: &Way, query: &PositionsQuery) -> Result<Vec<Answer>, Failed> {
-        self.ask(Letter::positions(&way.node, query)).await
+        self.ask(Letter::positions(&way.node, query)).await.map(|answers: Answers| answers.answers)
+    }
+
+    async fn reports(&self, way: &Way, reports: &Reports) -> Result<Vec<ReportAnswer>, Failed> {
+        self.ask(Letter::reports(&way.node, reports)).await.map(|answers: ReportAnswers| answers.answers)
     }
 }

@@ -118,7 +118,11 @@ struct Counter {
 
 impl Counter {
     fn serve(&self, gate: &Gate, tier: Arc<dyn Tier>) {
-        let settings = tributary_common::messages::CategorySettings { bucket_s: bucket(), codec: Codec::Gzip };
+        let settings = tributary_common::messages::CategorySettings {
+            bucket_s: bucket(),
+            codec: Codec::Gzip,
+            close_delay_ms: 30_000,
+        };
         let categories = Categories { lanes: self.lanes, categories: [(category(), settings)].into() };
         let receiver = Receiver::new(tier, categories, LIMITS, self.clock.clone(), Arc::default());
         self.network.serve(Node { gate: gate.clone(), receiver: Arc::new(receiver) });
@@ -158,6 +162,8 @@ fn settings(chance: &Chance, lanes: LaneCount, clock: WallClock) -> LaneSettings
         max_open_files: 10,
         recompress_below: if chance.one_in(2) { 0 } else { 1 << 20 },
         max_uncommitted_bytes: 16 << 20,
+        forget_agents_after: Duration::from_secs(86_400 * 365),
+        publish_partial: false,
         success_file: "_SUCCESS".into(),
         replication: None,
         min_replication: 1,
@@ -170,6 +176,7 @@ fn settings(chance: &Chance, lanes: LaneCount, clock: WallClock) -> LaneSettings
                 roll_size: if chance.one_in(3) { 3_000 } else { 64 << 20 },
                 idle_timeout: Duration::from_secs(3600),
                 close_delay: Duration::from_secs(30),
+                give_up_after: Duration::from_secs(600),
             },
         )]),
     }
