@@ -247,7 +247,8 @@ impl Engine {
 
     /// The file is closed, and looked at again with the next scan.
     fn put_off(&mut self, id: TailId, now: Instant) {
-        if self.let_go(id, now).is_some() {
+        if let Some(tail) = self.let_go(id, now) {
+            self.watermark_waits(tail.source, "a file can't be judged yet");
             self.scan_wanted = true;
             self.next_scan = self.next_scan.min(self.next_hinted_scan.max(now + super::LOOK_INTERVAL));
         }
@@ -258,7 +259,6 @@ impl Engine {
         let tail = self.tails.remove(&id)?;
         self.by_key.remove(&tail.key);
         self.metrics.open_files.set(self.tails.len() as i64);
-        self.watermark_waits(tail.source, "a file can't be judged yet");
         if tail.by_former_name {
             self.keep_looking_for(tail.key, tail.path.clone(), tail.source, now);
         }
