@@ -6,13 +6,14 @@
 //!
 //! Hadoop ends a line at `\n`, `\r` or `\r\n`: lines that are to be judged must hold no `\r`.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use tokio::sync::Semaphore;
 
 use crate::hdfs::MiniHdfs;
@@ -28,6 +29,7 @@ const JOB_LIMIT: Duration = Duration::from_secs(1200);
 /// How many jobs run at the same time in this process: each is a JVM that would take a whole machine.
 static JOBS: Semaphore = Semaphore::const_new(2);
 
+const SPARK_PARTITIONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/readers/spark_partitions.py");
 const SPARK_LINES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/readers/spark_lines.py");
 
 /// Who reads.
@@ -197,19 +199,53 @@ async fn map_reduce(tree: &Tree, folder: &Path) -> Result<Vec<PathBuf>> {
 }
 
 async fn spark(tree: &Tree, folder: &Path) -> Result<Vec<PathBuf>> {
-    let parts = Parts::find()?;
     let output = folder.join("lines");
+    python_job(SPARK_LINES, &tree.input(), &format!("file://{}", output.display()), folder).await?;
+    job_output(&output)
+}
+
+/// Runs a Spark job that is given its input, its output and a folder for what it needs meanwhile.
+async fn python_job(script: &str, input: &str, output: &str, folder: &Path) -> Result<()> {
+    let parts = Parts::find()?;
     // Python ends its JVM when it ends, so its own death is enough.
     let mut job = Process::spawn(&parts.spark_python, AtParentDeath::Kill, folder.join("log"), |command| {
-        command.args([SPARK_LINES, &tree.input()]);
-        command.arg(format!("file://{}", output.display())).arg(folder.join("scratch"));
+        command.args([script, input, output]).arg(folder.join("scratch"));
         command.env("JAVA_HOME", parts.java_home()).env("PYSPARK_PYTHON", &parts.spark_python);
         for name in ["SPARK_HOME", "PYTHONPATH", "HADOOP_CONF_DIR", "SPARK_CONF_DIR", "PYSPARK_SUBMIT_ARGS"] {
             command.env_remove(name);
         }
     })?;
-    finish(&mut job).await?;
-    job_output(&output)
+    finish(&mut job).await
+}
+
+/// What Spark finds in a table of hours by discovering its partitions.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Partitions {
+    /// The lines of each partition: `dt` and `hr` as they stand in the folders' names.
+    pub all: BTreeMap<(String, String), u64>,
+    /// The same, read with the condition `hr = '07'`.
+    pub only_seven: BTreeMap<(String, String), u64>,
+}
+
+/// Has Spark discover the partitions of the category whose folder is `tree`, and count their lines.
+///
+/// # Errors
+/// As those of [`read_lines`].
+pub async fn spark_partitions(tree: &Tree) -> Result<Partitions> {
+    let folder = tempfile::Builder::new().prefix("tributary-reader-").tempdir().context("making a folder")?;
+    let output = folder.path().join("counts");
+    let _permit = JOBS.acquire().await.context("the jobs' permits are never closed")?;
+    python_job(SPARK_PARTITIONS, &tree.input(), &output.display().to_string(), folder.path()).await?;
+    let mut found = Partitions::default();
+    for line in fs::read_to_string(&output).context("reading what Spark counted")?.lines() {
+        let (into, fields) = match line.strip_prefix("only ") {
+            Some(fields) => (&mut found.only_seven, fields),
+            None => (&mut found.all, line),
+        };
+        let [dt, hr, count] = *fields.split(' ').collect::<Vec<_>>() else { bail!("Spark said {line:?}") };
+        into.insert((dt.to_owned(), hr.to_owned()), count.parse()?);
+    }
+    Ok(found)
 }
 
 async fn finish(job: &mut Process) -> Result<()> {

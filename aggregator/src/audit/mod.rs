@@ -81,6 +81,7 @@ struct Totals {
     frames: u64,
     records: u64,
     bytes: u64,
+    lost_bytes: u64,
     wrong: u64,
     notes: u64,
 }
@@ -206,6 +207,12 @@ impl Audit<'_> {
                 hour.late_manifests.insert(file.to_owned(), manifest);
             }
         }
+        if let Some(Ok(manifest)) = &hour.manifest {
+            for lost in &manifest.losses {
+                self.streams.add_lost(&dir.category, lost.stream, lost.from..lost.to);
+                self.totals.lost_bytes += lost.to.saturating_sub(lost.from);
+            }
+        }
         self.totals.hours += 1;
         self.totals.files += hour.own.data.len() as u64;
         self.totals.late_files += hour.late.data.len() as u64;
@@ -327,12 +334,14 @@ impl Audit<'_> {
     }
 
     fn tell_totals(&mut self, streams: usize) -> anyhow::Result<()> {
-        let Totals { hours, files, late_files, unpublished_files, frames, records, bytes, wrong, notes } = self.totals;
+        let Totals { hours, files, late_files, unpublished_files, frames, records, bytes, lost_bytes, wrong, notes } =
+            self.totals;
         let deep = self.options.deep;
         if self.options.json {
             let totals = json!({
                 "hours": hours, "files": files, "late_files": late_files, "unpublished_files": unpublished_files,
-                "frames": frames, "streams": streams, "records": records, "bytes": bytes, "deep": deep,
+                "frames": frames, "streams": streams, "records": records, "bytes": bytes, "declared_lost_bytes": lost_bytes,
+                "deep": deep,
                 "wrong": wrong, "notes": notes,
             });
             writeln!(self.out, "{totals}")?;
@@ -343,7 +352,7 @@ impl Audit<'_> {
         writeln!(
             self.out,
             "{hours} hours, {files} files, {late_files} late files, {frames} frames, {streams} streams, {records} records, \
-             {bytes} bytes; {read}; {wrong} wrong, {notes} notes: {verdict}"
+             {bytes} bytes, {lost_bytes} bytes declared as lost; {read}; {wrong} wrong, {notes} notes: {verdict}"
         )?;
         Ok(())
     }

@@ -30,7 +30,7 @@ struct Stream {
     base: Position,
     pieces: Vec<Piece>,
     ends: Vec<(Position, FileNo)>,
-    /// In files that are not published yet: they fill gaps, and nothing else.
+    /// In files that are not published yet, or declared as lost: they fill gaps, and nothing else.
     elsewhere: RangeSet,
 }
 
@@ -38,6 +38,7 @@ struct Stream {
 #[derive(Debug, Default)]
 pub(super) struct Streams {
     streams: BTreeMap<(CategoryName, StreamId), Stream>,
+    lost: BTreeMap<(CategoryName, StreamId), RangeSet>,
 }
 
 /// A stream, for people.
@@ -115,6 +116,11 @@ impl Streams {
         slice.runs.iter().for_each(|run| stream.elsewhere.insert(run.range()));
     }
 
+    /// Adds bytes that a manifest declares as lost: no file has them, and that is known.
+    pub(super) fn add_lost(&mut self, category: &CategoryName, stream: StreamId, bytes: Range<u64>) {
+        self.lost.entry((category.clone(), stream)).or_default().insert(bytes);
+    }
+
     fn stream(&mut self, category: &CategoryName, slice: &SliceDescriptor) -> &mut Stream {
         let stream = self.streams.entry((category.clone(), slice.stream)).or_insert_with(|| Stream {
             agent: slice.agent.clone(),
@@ -141,6 +147,11 @@ impl Streams {
 
     /// All that doesn't fit, stream by stream.
     pub(super) fn misfits(&mut self) -> impl Iterator<Item = (StreamName, Misfit)> + '_ {
+        for (key, lost) in std::mem::take(&mut self.lost) {
+            if let Some(stream) = self.streams.get_mut(&key) {
+                lost.iter().for_each(|bytes| stream.elsewhere.insert(bytes));
+            }
+        }
         self.streams.iter_mut().flat_map(|((category, id), stream)| {
             let name = StreamName {
                 category: category.clone(),
@@ -240,13 +251,14 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_wait_to_be_published_are_no_gap() {
+    fn bytes_that_wait_to_be_published_or_were_declared_lost_are_no_gap() {
         let mut streams = Streams::default();
         streams.add(&category(), &slice(0, 100), FileNo(0), 0);
         streams.add(&category(), &slice(300, 400), FileNo(0), 0);
         streams.add_unpublished(&category(), &slice(100, 200));
+        streams.add_lost(&category(), S, 200..250);
         let found: Vec<Misfit> = streams.misfits().map(|(_, misfit)| misfit).collect();
-        assert_eq!(found, [Misfit::Gap(200..300)]);
+        assert_eq!(found, [Misfit::Gap(250..300)]);
     }
 
     #[test]

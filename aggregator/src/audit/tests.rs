@@ -328,6 +328,21 @@ async fn a_manifest_or_a_seal_that_lies_is_found() {
 }
 
 #[tokio::test]
+async fn bytes_that_the_manifest_declares_as_lost_are_no_gap() {
+    let sink = Sink::good();
+    let first = [("a.l0.gz", [frame(1, 0, 10), frame(1, 10, 20)].concat())];
+    let second = [("b.l1.gz", [frame(2, 0, 10), frame(2, 20, 30)].concat())];
+    sink.publish(HOUR, 0, &[(0, &first), (1, &second)]);
+    let line = text(2).len() as u64 / 40;
+    let lost = json!([{ "agent": "web-2", "stream": StreamId(2), "from": 10 * line, "to": 20 * line }]);
+    for file in ["_seal-1.json", "_MANIFEST.json"] {
+        sink.lie(file, |json| json["losses"] = lost.clone());
+    }
+    let (good, text) = sink.audit(|_| ()).await;
+    assert!(good && text.contains("bytes declared as lost"), "{text}");
+}
+
+#[tokio::test]
 async fn what_waits_to_be_published_fills_gaps_and_a_part_of_the_sink_is_audited_alone() {
     let sink = Sink::good();
     sink.change("a.l0.gz", |frames| drop(frames.remove(0)));
