@@ -325,7 +325,7 @@ impl Core {
                 let header = &batch.header;
                 let id = header.stream;
                 // One that begins where its stream is committed begins anew.
-                if header.start.offset == header.committed.offset {
+                if header.start.offset == header.committed.offset || self.is_outdated(id, header.committed) {
                     self.ended.remove(&id);
                 }
                 if self.ended.contains_key(&id) {
@@ -402,6 +402,12 @@ impl Core {
         }
     }
 
+    /// Whether more of a stream is committed than when its last word was said: it went on by another way.
+    fn is_outdated(&self, id: StreamId, committed: Position) -> bool {
+        let known = self.ended.get(&id).and_then(|ended| ended.committed);
+        known.is_some_and(|known| committed.offset > known.offset)
+    }
+
     // ---- questions
 
     fn positions(
@@ -416,6 +422,9 @@ impl Core {
             let id = asked.stream;
             if let Some(committed) = asked.committed {
                 self.spool.commit(id, committed, None);
+                if self.is_outdated(id, committed) {
+                    self.ended.remove(&id);
+                }
             }
             if self.ended.contains_key(&id) || self.spool.stream(id).is_some() {
                 answers.push(Some(self.answer(id, None)));
