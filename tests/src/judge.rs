@@ -71,6 +71,7 @@ impl fmt::Display for Report {
             self.file_bytes
         )?;
         writeln!(f, "  {:<10} inspect --verify of {} files", "checked:", self.verified)?;
+        writeln!(f, "  {:<10} {}", "audit:", self.audited)?;
         for complaint in &self.complaints {
             writeln!(f, "  {:<10} {complaint}", "wrong:")?;
         }
