@@ -1,7 +1,7 @@
 //! A running node: the HTTP server in front, and behind it an edge or a root, as the topology has it.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,6 +12,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use tokio::net::TcpListener;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tributary_common::http::body::BodyPace;
 use tributary_common::http::ops::Ops;
@@ -37,6 +38,13 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The block size that the sink is probed with; the probe only wants it to be possible.
 const PROBE_BLOCK_BYTES: u64 = 1 << 20;
+
+/// A node that was emptied stays until nobody has asked it for so long: longer than the default time between two reports of an
+/// agent, and than it takes another root to see who has a lane. Who comes in between is sent elsewhere and meets no closed door.
+const QUIET: Duration = Duration::from_secs(6);
+
+/// The longest stay: who knows no other node comes again and again.
+const MAX_STAY: Duration = Duration::from_secs(20);
 
 /// A node could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +79,32 @@ pub enum RunError {
 enum Behind {
     Edge(Edge),
     Root(Arc<Root>),
+}
+
+/// When a sender last asked this node for something.
+#[derive(Clone)]
+struct LastAsked(Arc<Mutex<Instant>>);
+
+impl LastAsked {
+    fn now() -> Self {
+        Self(Arc::new(Mutex::new(Instant::now())))
+    }
+
+    fn note(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// Waits until nobody has asked for [`QUIET`], and not longer than [`MAX_STAY`].
+    async fn quiet(&self) {
+        let end = Instant::now() + MAX_STAY;
+        loop {
+            let quiet = *self.0.lock().unwrap_or_else(PoisonError::into_inner) + QUIET;
+            if quiet.min(end) <= Instant::now() {
+                return;
+            }
+            tokio::time::sleep_until(quiet.min(end)).await;
+        }
+    }
 }
 
 /// Runs the node until a signal stops it. Returns when it has drained.
@@ -139,27 +173,34 @@ pub async fn run(config: NodeConfig) -> Result<(), RunError> {
         notify_stopping();
     });
     let behind = Arc::new(behind);
+    let asked = LastAsked::now();
     {
-        let (drain, behind, shutdown) = (drain.clone(), Arc::clone(&behind), shutdown.clone());
+        let (drain, behind, shutdown, asked) = (drain.clone(), Arc::clone(&behind), shutdown.clone(), asked.clone());
         tokio::spawn(async move {
             drain.cancelled().await;
             match &*behind {
                 Behind::Edge(edge) => edge.drain().await,
                 Behind::Root(root) => root.hand_over().await,
             }
-            tracing::info!("this node is empty; ending");
+            tracing::info!("this node is empty; ending when nobody asks it any more");
+            asked.quiet().await;
             shutdown.cancel();
         });
     }
     let drained = serve(listener, server_limits, served, shutdown, move |request| {
-        let (receiver, ops, drain) = (Arc::clone(&receiver), ops.clone(), drain.clone());
+        let (receiver, ops, drain, asked) = (Arc::clone(&receiver), ops.clone(), drain.clone(), asked.clone());
         async move {
             if request.uri().path() == DRAIN_PATH {
                 return begin_drain(&request, address.ip(), &drain);
             }
             match ops.answer(request.method(), request.uri().path()) {
                 Some(answer) => answer,
-                None => receiver.handle(request).await,
+                None => {
+                    if request.method() == Method::POST {
+                        asked.note();
+                    }
+                    receiver.handle(request).await
+                }
             }
         }
     })
@@ -274,5 +315,48 @@ impl Collector for LaneCollector {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_emptied_node_stays_while_senders_still_ask_it_but_not_for_ever() {
+        let begun = Instant::now();
+        let asked = LastAsked::now();
+        asked.quiet().await;
+        assert_eq!(begun.elapsed().as_secs(), QUIET.as_secs());
+
+        let begun = Instant::now();
+        asked.note();
+        let asking = {
+            let asked = asked.clone();
+            tokio::spawn(async move {
+                for _ in 0..3 {
+                    tokio::time::sleep(Duration::from_secs(2)).await;
+                    asked.note();
+                }
+            })
+        };
+        asked.quiet().await;
+        assert_eq!(begun.elapsed().as_secs(), 6 + QUIET.as_secs(), "the last one came after 6 s");
+        asking.await.unwrap();
+
+        let begun = Instant::now();
+        let asking = {
+            let asked = asked.clone();
+            tokio::spawn(async move {
+                loop {
+                    asked.note();
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            })
+        };
+        tokio::task::yield_now().await;
+        asked.quiet().await;
+        assert_eq!(begun.elapsed().as_secs(), MAX_STAY.as_secs());
+        asking.abort();
     }
 }
