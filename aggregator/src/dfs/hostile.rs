@@ -199,6 +199,8 @@ struct State {
     nonces: u64,
     born: Instant,
     done: Cruelties,
+    /// Files that were asked for and not closed by their writer.
+    unfinished: BTreeSet<DfsPath>,
 }
 
 const ROOT: NodeId = 0;
@@ -462,6 +464,7 @@ impl HostileCluster {
                 nonces: 0,
                 born: Instant::now(),
                 done: Cruelties::default(),
+                unfinished: BTreeSet::new(),
             })),
         }
     }
@@ -563,6 +566,13 @@ impl HostileCluster {
         })
     }
 
+    /// Files whose creation was asked for, whatever came of it, and that their writers have not closed: what was written to them
+    /// may be lost.
+    #[must_use]
+    pub fn unfinished(&self) -> BTreeSet<DfsPath> {
+        self.state().unfinished.clone()
+    }
+
     /// What it did so far.
     #[must_use]
     pub fn cruelties(&self) -> Cruelties {
@@ -656,6 +666,7 @@ impl Dfs for HostileDfs {
         let lease = {
             let mut state = self.cluster.state();
             state.next_id += 1;
+            state.unfinished.insert(path.clone());
             Lease { process: self.process, writer: state.next_id }
         };
         let node = self.change(Change::Create(path.clone(), lease)).await?;
@@ -890,6 +901,7 @@ impl DfsWriter for HostileWriter {
             state.done.writer_failures += 1;
             return Err(self.unknown("close"));
         }
+        state.unfinished.remove(&self.path);
         Ok(self.len)
     }
 }

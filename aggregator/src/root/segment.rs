@@ -128,6 +128,12 @@ impl Segment {
         self.order(Command::Write(frame));
     }
 
+    /// Whether bytes of this stream are kept back.
+    #[must_use]
+    pub fn keeps_back(&self, stream: StreamId) -> bool {
+        self.small.iter().any(|(slice, _)| slice.stream == stream)
+    }
+
     /// Whether there is something that no sync covers and no order is under way.
     #[must_use]
     pub fn wants_sync(&self) -> bool {

@@ -16,6 +16,8 @@ use tributary_common::report::{Report, RunId};
 use super::*;
 use crate::dfs::local::LocalDfs;
 
+mod order;
+
 const MINUTE_MS: i64 = 60_000;
 
 pub(super) fn category() -> CategoryName {

@@ -24,6 +24,10 @@ impl Lane {
         let now = self.elapsed_ms();
         let id = self.segment_for(key, codec);
         let small = (frame.len() as u64) < self.settings.recompress_below;
+        if !small && self.open.get(&id).is_some_and(|segment| segment.keeps_back(slice.stream)) {
+            // A stream's bytes stand in a file in their order.
+            self.flush_small(id);
+        }
         let segment = self.open.get_mut(&id).expect("it was found or made just now");
         segment.last_write_ms = now;
         if small {
