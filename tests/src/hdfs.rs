@@ -15,6 +15,8 @@
 //!
 //! A DataNode takes new ports at each start, as the NameNode finds it by its id; the NameNode keeps its two.
 
+mod records;
+
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::fs;
@@ -33,6 +35,8 @@ use crate::parts::Parts;
 use crate::process::{AtParentDeath, Process, log_tail};
 use crate::wait::until;
 use crate::webhdfs::WebHdfs;
+
+pub use records::{Edit, Fsck};
 
 /// Only turns a hang into a failure; a start takes about eight seconds.
 const START_LIMIT: Duration = Duration::from_secs(180);
@@ -75,6 +79,8 @@ pub struct AuditLine {
     pub source: String,
     /// The second path, of a rename.
     pub destination: Option<String>,
+    /// `rpc`, or `webhdfs` where the NameNode was asked by HTTP.
+    pub protocol: String,
 }
 
 #[derive(Debug)]
@@ -587,6 +593,7 @@ fn audit_line(line: &str) -> Option<AuditLine> {
         command: field("cmd")?,
         source: field("src")?,
         destination: field("dst").filter(|destination| destination != "null"),
+        protocol: field("proto")?,
     })
 }
 
@@ -603,7 +610,12 @@ mod tests {
     #[test]
     fn reads_a_line_of_the_audit_log() {
         let line = "2024-05-01 10:00:00,123 allowed=true\tugi=root (auth:SIMPLE)\tip=/127.0.0.1\tcmd=rename\tsrc=/a\tdst=/b\tperm=x\tproto=rpc";
-        let expected = AuditLine { command: "rename".into(), source: "/a".into(), destination: Some("/b".into()) };
+        let expected = AuditLine {
+            command: "rename".into(),
+            source: "/a".into(),
+            destination: Some("/b".into()),
+            protocol: "rpc".into(),
+        };
         assert_eq!(audit_line(line), Some(expected));
         assert_eq!(audit_line(&line.replace("allowed=true", "allowed=false")), None);
     }

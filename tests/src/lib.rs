@@ -8,6 +8,7 @@
 //! | the whole on local files, live | `tests/demo.sh` |
 //! | what it costs, beside the compressor alone | `cargo run --release -p tributary-tests --bin bench` |
 //! | random faults, for as long as you like | `cargo run -p tributary-tests --bin chaos -- --seed 7 --duration 10m` |
+//! | the classic ways into HDFS beside Tributary, in figures | `cargo run -p tributary-tests --bin compare` |
 //! | a real HDFS to play with | `cargo run -p tributary-tests --bin mini-hdfs` |
 //!
 //! | to have | use |
@@ -30,12 +31,14 @@
 
 pub mod chaos;
 pub mod cluster;
+pub mod comparison;
 pub mod disk;
 pub mod hdfs;
 pub mod judge;
 pub mod lines;
 pub mod load;
 pub mod logrotate;
+pub mod machine;
 pub mod nginx;
 pub mod parts;
 pub mod process;

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use tempfile::TempDir;
 use tokio::sync::Semaphore;
 
 use crate::hdfs::MiniHdfs;
@@ -172,6 +173,25 @@ async fn copied_files(tree: &Tree, folder: &Path) -> Result<Vec<PathBuf>> {
         }
     }
     Ok(files)
+}
+
+/// A MapReduce job that has read a tree.
+#[derive(Debug)]
+pub struct LinesJob {
+    /// What each map task wrote: the lines that it read, as they are. One file for each, also when it read nothing.
+    pub outputs: Vec<PathBuf>,
+    _folder: TempDir,
+}
+
+/// Has a MapReduce job read all lines below `tree`.
+///
+/// # Errors
+/// As those of [`read_lines`].
+pub async fn lines_job(tree: &Tree) -> Result<LinesJob> {
+    let folder = tempfile::Builder::new().prefix("tributary-reader-").tempdir().context("making a folder")?;
+    let _permit = JOBS.acquire().await.context("the jobs' permits are never closed")?;
+    let outputs = map_reduce(tree, folder.path()).await.with_context(|| format!("a job over {}", tree.input()))?;
+    Ok(LinesJob { outputs, _folder: folder })
 }
 
 async fn map_reduce(tree: &Tree, folder: &Path) -> Result<Vec<PathBuf>> {

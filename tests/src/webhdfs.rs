@@ -81,11 +81,15 @@ impl WebHdfs {
         &self.base
     }
 
-    pub(crate) async fn get_json<T: for<'a> Deserialize<'a>>(&self, path_and_query: &str) -> Result<T> {
+    pub(crate) async fn get_text(&self, path_and_query: &str) -> Result<String> {
         let url = format!("{}{path_and_query}", self.base);
         let answer = self.client.get(&url).send().await.with_context(|| format!("GET {url}"))?;
-        let body = answer.error_for_status()?.bytes().await.with_context(|| format!("reading the answer of {url}"))?;
-        serde_json::from_slice(&body).with_context(|| format!("GET {url} answered {}", String::from_utf8_lossy(&body)))
+        answer.error_for_status()?.text().await.with_context(|| format!("reading the answer of {url}"))
+    }
+
+    pub(crate) async fn get_json<T: for<'a> Deserialize<'a>>(&self, path_and_query: &str) -> Result<T> {
+        let body = self.get_text(path_and_query).await?;
+        serde_json::from_str(&body).with_context(|| format!("GET {}{path_and_query} answered {body}", self.base))
     }
 
     async fn call(

@@ -11,6 +11,7 @@ use libdeflater::{CompressionLvl, Compressor};
 use rustix::time::{ClockId, clock_gettime};
 use tributary_common::config::parse_size;
 use tributary_tests::cluster::{Cluster, ClusterOptions, Role};
+use tributary_tests::machine::machine;
 use tributary_tests::programs::Programs;
 use tributary_tests::synthetic::AccessLog;
 use tributary_tests::usage::Usage;
@@ -171,14 +172,4 @@ fn table(length: u64, lines: u64, baseline: &Baseline, elapsed: Duration, usages
     text += &row("edge", edge, of_agent(edge), String::new());
     text += &row("root", root, of_agent(root), String::new());
     Ok(text)
-}
-
-/// The machine, in a few words.
-fn machine() -> String {
-    let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ")).map(|(_, name)| name);
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let kernel = rustix::system::uname();
-    let (model, kernel) = (model.unwrap_or("an unknown processor"), kernel.release().to_string_lossy());
-    format!("{cores} cores of {model}, Linux {kernel}")
 }
