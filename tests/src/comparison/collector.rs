@@ -246,8 +246,7 @@ impl Sink {
         self.channel.commit(batches.len());
         let old = |open: &Open| open.begun.elapsed() >= ROLL_AFTER || open.bytes >= ROLL_BYTES;
         let all = last && batches.is_empty();
-        let due: Vec<Hour> =
-            self.files.iter().filter(|(_, open)| all || old(open)).map(|(hour, _)| *hour).collect();
+        let due: Vec<Hour> = self.files.iter().filter(|(_, open)| all || old(open)).map(|(hour, _)| *hour).collect();
         for hour in due {
             if let Some(open) = self.files.remove(&hour) {
                 open.writer.close().await?;

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
+use super::HOUR;
 use super::servers::{Server, server_and_number};
 use crate::hdfs::{AuditLine, Edit, Fsck, MiniHdfs};
 use crate::load::serial_of;
@@ -24,10 +25,12 @@ pub struct Figures {
     pub data_bytes: u64,
     /// Operations in the NameNode's audit log, by their names.
     pub operations: BTreeMap<String, u64>,
-    /// Of these, those that come with the clock and not with files: see [`is_by_the_clock`].
+    /// Of these, those of roots that come with the clock and not with files.
     pub by_the_clock: u64,
     /// Changes in the NameNode's edit log, by their names.
     pub changes: BTreeMap<String, u64>,
+    /// Of these, the syncs of roots, which come with the clock too.
+    pub root_syncs: u64,
     /// Files that were open for writing.
     pub writers: Writers,
     /// Map tasks of a job over the day.
@@ -77,6 +80,28 @@ impl Input {
 }
 
 impl Figures {
+    /// Operations in the NameNode's audit log.
+    #[must_use]
+    pub fn operations(&self) -> u64 {
+        self.operations.values().sum()
+    }
+
+    /// Syncs of which the NameNode heard.
+    #[must_use]
+    pub fn syncs(&self) -> u64 {
+        self.changes.get(SYNC).copied().unwrap_or_default()
+    }
+
+    /// What it would be in a day of 24 real hours after a run of so many scaled ones: as often for each file, and what comes with
+    /// the clock as much more often as the hours are longer. Of the syncs only those of roots are operations by nature: Java's
+    /// client makes bytes durable without asking the NameNode.
+    #[must_use]
+    pub fn operations_in_a_real_day(&self, hours: u32) -> u64 {
+        let with_files = self.operations() - self.by_the_clock;
+        let with_the_clock = (self.by_the_clock + self.root_syncs) * 3600 / HOUR.as_secs();
+        (with_files + with_the_clock) * 24 / u64::from(hours.max(1))
+    }
+
     /// Of the method that keeps everything below `/NAME`.
     ///
     /// # Errors
@@ -118,7 +143,9 @@ impl Records {
         }
         let mut writers: BTreeMap<String, WriterCounter> = BTreeMap::new();
         hdfs.edits(|edit| {
-            *records.method(&edit.path).changes.entry(edit.operation.clone()).or_default() += 1;
+            let figures = records.method(&edit.path);
+            *figures.changes.entry(edit.operation.clone()).or_default() += 1;
+            figures.root_syncs += u64::from(edit.operation == SYNC && edit.path.contains(OF_ROOTS));
             writers.entry(method_of(&edit.path)).or_default().take(&edit);
         })
         .await?;
@@ -142,10 +169,20 @@ fn method_of(path: &str) -> String {
     path.split('/').nth(1).unwrap_or_default().to_owned()
 }
 
-/// Whether an operation comes every so many seconds, whatever is shipped: in a real day there are as many more as it is longer
-/// than the run. These are what roots do in their own directories: marks of ownership, looks for them, ledger entries.
+/// Where roots work.
+const OF_ROOTS: &str = "/_tributary/";
+/// The sync of a file: the NameNode writes down how far it has got.
+const SYNC: &str = "OP_UPDATE_BLOCKS";
+
+/// Whether an operation may be one that comes every so many seconds, whatever is shipped: in a real day there are as many more of
+/// them as it is longer than the run. These are all looks of roots, their marks of ownership, and the entries of their ledgers.
 fn is_by_the_clock(line: &AuditLine) -> bool {
-    line.source.contains("/_tributary/") && !line.source.ends_with(".gz")
+    let looks = matches!(line.command.as_str(), "listStatus" | "getfileinfo" | "open");
+    let of_roots = line.source.contains(OF_ROOTS);
+    let marks = line.source.contains("/owner/") || line.source.contains("ledger-");
+    // Whether an hour is published: nobody else asks for a folder.
+    let hour = line.source.rsplit('/').next().is_some_and(|name| name.starts_with("hm="));
+    (of_roots && (looks || marks)) || (hour && looks)
 }
 
 /// Files that were open for writing.
@@ -195,7 +232,8 @@ impl WriterCounter {
     }
 
     fn below(&self, path: &str) -> BTreeSet<String> {
-        let is_below = |open: &&String| open.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        let is_below =
+            |open: &&String| open.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
         self.open.keys().filter(is_below).cloned().collect()
     }
 
@@ -303,8 +341,7 @@ mod tests {
 
     #[test]
     fn lines_are_counted_by_what_became_of_their_server() {
-        let servers =
-            [Server { lines: 3, bytes: 0, lost: false }, Server { lines: 3, bytes: 0, lost: true }];
+        let servers = [Server { lines: 3, bytes: 0, lost: false }, Server { lines: 3, bytes: 0, lost: true }];
         let mut counter = LineCounter::new(&servers);
         for serial in [0, 0, 0, 1, 1_000_000_001] {
             counter.add_line(&line(serial));
@@ -316,6 +353,35 @@ mod tests {
         }
         let expected = LineCounts { written: 6, lost_with_servers: 2, lost_else: 1, doubled: 2, torn: 4 };
         assert_eq!(counter.counts(), expected);
+    }
+
+    #[test]
+    fn what_comes_with_the_clock_is_told_from_what_comes_with_files() {
+        let line = |command: &str, source: &str| AuditLine {
+            command: command.into(),
+            source: source.into(),
+            destination: None,
+            protocol: "rpc".into(),
+        };
+        for (command, source, expected) in [
+            ("listStatus", "/t/_tributary/lanes/0", true),
+            ("rename", "/t/_tributary/lanes/0/e1-x/owner/7.1@root-1", true),
+            ("create", "/t/_tributary/lanes/0/e1-x/tmp-e1-5.ledger-1", true),
+            ("getfileinfo", "/t/c/dt=2026-11-22/hm=2015", true),
+            ("create", "/t/_tributary/lanes/0/e1-x/c.l0-e1-3.gz", false),
+            ("rename", "/t/_tributary/lanes/0/e1-x/c.l0-e1-3.gz", false),
+            ("getfileinfo", "/cron/dt=2026-11-22/hm=2015/server-001.log.gz", false),
+            ("mkdirs", "/cron/dt=2026-11-22/hm=2015", false),
+        ] {
+            assert_eq!(is_by_the_clock(&line(command, source)), expected, "{command} {source}");
+        }
+        let figures = Figures {
+            operations: [("create".to_owned(), 70), ("listStatus".to_owned(), 30)].into(),
+            by_the_clock: 30,
+            root_syncs: 10,
+            ..Figures::default()
+        };
+        assert_eq!(figures.operations_in_a_real_day(12), 2 * (70 + 60 * 40));
     }
 
     #[test]

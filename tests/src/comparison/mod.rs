@@ -219,8 +219,7 @@ enum Event {
 }
 
 fn events(plan: &Plan) -> Vec<(Duration, Event)> {
-    let mut events: Vec<_> =
-        plan.lost_servers.iter().map(|(at, server)| (*at, Event::LoseServer(*server))).collect();
+    let mut events: Vec<_> = plan.lost_servers.iter().map(|(at, server)| (*at, Event::LoseServer(*server))).collect();
     events.push((plan.node_killed, Event::KillNode(plan.node)));
     events.push((plan.node_killed + DOWN, Event::StartNode(plan.node)));
     events.sort();

@@ -8,10 +8,10 @@ use super::{Comparison, HOUR, tributary};
 /// A row's name, and what stands in it for a method.
 type Row = (&'static str, fn(&Comparison, &Figures) -> String);
 
-const ROWS: [Row; 14] = [
+const ROWS: [Row; 16] = [
     ("files that a job over the day reads", |_, figures| figures.data_files.to_string()),
-    ("... their mean size", |_, figures| kib(figures.data_bytes as f64 / figures.data_files.max(1) as f64)),
-    ("... lines in each, in the mean", |_, figures| {
+    ("… their mean size", |_, figures| kib(figures.data_bytes as f64 / figures.data_files.max(1) as f64)),
+    ("… lines in each, in the mean", |_, figures| {
         let found = figures.lines.written - figures.lines.lost() + figures.lines.doubled;
         (found / figures.data_files.max(1)).to_string()
     }),
@@ -19,28 +19,21 @@ const ROWS: [Row; 14] = [
     ("blocks", |_, figures| figures.all.blocks.to_string()),
     ("map tasks of a job over the day", |_, figures| figures.map_tasks.to_string()),
     ("files open for writing at a time: most", |_, figures| figures.writers.peak.to_string()),
-    ("... in the mean", |_, figures| format!("{:.1}", figures.writers.mean)),
-    ("NameNode operations (audit log)", |_, figures| operations(figures).to_string()),
-    ("... of these by the clock", |_, figures| figures.by_the_clock.to_string()),
-    ("... so in a day of 24 real hours", |comparison, figures| in_a_real_day(comparison, figures).to_string()),
+    ("… in the mean", |_, figures| format!("{:.1}", figures.writers.mean)),
+    ("NameNode operations (audit log)", |_, figures| figures.operations().to_string()),
+    ("… of these by the clock", |_, figures| figures.by_the_clock.to_string()),
+    ("syncs (edit log)", |_, figures| figures.syncs().to_string()),
+    ("NameNode operations in a day of 24 real hours", |comparison, figures| {
+        figures.operations_in_a_real_day(comparison.options.hours).to_string()
+    }),
     ("lines lost with the servers", |_, figures| figures.lines.lost_with_servers.to_string()),
-    ("lines lost else", |_, figures| figures.lines.lost_else.to_string()),
+    ("lines lost otherwise", |_, figures| figures.lines.lost_else.to_string()),
     ("lines doubled", |_, figures| figures.lines.doubled.to_string()),
+    ("pieces of lines", |_, figures| figures.lines.torn.to_string()),
 ];
 
 fn kib(bytes: f64) -> String {
     format!("{:.0} KiB", bytes / 1024.0)
-}
-
-fn operations(figures: &Figures) -> u64 {
-    figures.operations.values().sum()
-}
-
-/// A run of a real day has as many files, and its clock ticks so much longer.
-fn in_a_real_day(comparison: &Comparison, figures: &Figures) -> u64 {
-    let hours = u64::from(comparison.options.hours).max(1);
-    let by_the_clock = figures.by_the_clock * 3600 / HOUR.as_secs();
-    (operations(figures) - figures.by_the_clock + by_the_clock) * 24 / hours
 }
 
 impl fmt::Display for Comparison {
@@ -48,9 +41,11 @@ impl fmt::Display for Comparison {
         let lost = self.servers.iter().filter(|server| server.lost).count();
         let (lines, bytes) =
             self.servers.iter().fold((0, 0), |(lines, bytes), server| (lines + server.lines, bytes + server.bytes));
-        let (least, most) = self.servers.iter().filter(|server| !server.lost).fold((u64::MAX, 0), |(least, most), server| {
-            (least.min(server.lines), most.max(server.lines))
-        });
+        let (least, most) = self
+            .servers
+            .iter()
+            .filter(|server| !server.lost)
+            .fold((u64::MAX, 0), |(least, most), server| (least.min(server.lines), most.max(server.lines)));
         writeln!(
             f,
             "{} servers, {} hours of {} s, {lines} lines in {:.0} MiB; of the servers that lived the quietest wrote {least} lines \
@@ -76,9 +71,8 @@ impl fmt::Display for Comparison {
         }
         writeln!(f)?;
         for (name, figures) in ["cron", "direct", "collector", "tributary"].into_iter().zip(methods) {
-            writeln!(f, "{name}: pieces of lines: {}", figures.lines.torn)?;
-            writeln!(f, "  audit log: {:?}", figures.operations)?;
-            writeln!(f, "  edit log: {:?}", figures.changes)?;
+            writeln!(f, "{name}: audit log: {:?}", figures.operations)?;
+            writeln!(f, "{name}: edit log: {:?}", figures.changes)?;
         }
         Ok(())
     }

@@ -19,13 +19,9 @@ const LIMIT: Duration = Duration::from_secs(600);
 /// Between two looks: each is itself work for the NameNode.
 const LOOK: Duration = Duration::from_secs(2);
 
-/// What waits for something that takes part of an hour is scaled with the hour; what makes data safe, as the second between two
-/// syncs, is as by default.
+/// How long an hour waits is scaled with the hour; all else, as the second between two syncs, is as by default.
 const TABLES: &str = r#"
-call_timeout = "4s"
 [root]
-takeover_after = "9s"
-settle = "10s"
 close_delay = "2s"
 give_up_after = "1m"
 on_missing = "publish"
@@ -50,7 +46,12 @@ pub(super) async fn start(hdfs: &MiniHdfs, name: &str, servers: usize) -> Result
 }
 
 /// Waits until every hour with lines is published and nothing more is under way.
-pub(super) async fn wait_until_published(cluster: &mut Cluster, hdfs: &MiniHdfs, first: Hour, hours: u32) -> Result<()> {
+pub(super) async fn wait_until_published(
+    cluster: &mut Cluster,
+    hdfs: &MiniHdfs,
+    first: Hour,
+    hours: u32,
+) -> Result<()> {
     let sink = cluster.sink();
     until("all hours to be published", LIMIT, async || {
         if let Err(error) = cluster.check_alive() {

@@ -142,12 +142,8 @@ mod tests {
         let mut edits = Vec::new();
         parse_edits(xml.as_bytes(), &mut |edit| edits.push(edit))?;
         let add = Edit { operation: "OP_ADD".into(), path: "/a".into(), destination: None, at_ms: 7 };
-        let rename = Edit {
-            operation: "OP_RENAME_OLD".into(),
-            path: "/a".into(),
-            destination: Some("/b".into()),
-            at_ms: 9,
-        };
+        let rename =
+            Edit { operation: "OP_RENAME_OLD".into(), path: "/a".into(), destination: Some("/b".into()), at_ms: 9 };
         assert_eq!(edits, [add, rename]);
         Ok(())
     }
