@@ -19,9 +19,12 @@ const LIMIT: Duration = Duration::from_secs(600);
 /// Between two looks: each is itself work for the NameNode.
 const LOOK: Duration = Duration::from_secs(2);
 
-/// How long an hour waits is scaled with the hour; all else, as the second between two syncs, is as by default.
+/// How long an hour waits and how large a file gets is scaled with the hour; all else, as the second between two syncs, is as by
+/// default. (A NameNode asks of a DataNode room for all blocks that are open on it in the size of the next one: with a hundred open
+/// files one DataNode has no room for a block of a GiB.)
 const TABLES: &str = r#"
 [root]
+roll_size = "64 MiB"
 close_delay = "2s"
 give_up_after = "1m"
 on_missing = "publish"
