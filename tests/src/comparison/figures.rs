@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -31,6 +32,8 @@ pub struct Figures {
     pub changes: BTreeMap<String, u64>,
     /// Of these, the syncs of roots, which come with the clock too.
     pub root_syncs: u64,
+    /// From the first change to the last, in milliseconds.
+    pub span_ms: u64,
     /// Files that were open for writing.
     pub writers: Writers,
     /// Map tasks of a job over the day.
@@ -93,13 +96,16 @@ impl Figures {
     }
 
     /// What it would be in a day of 24 real hours after a run of so many scaled ones: as often for each file, and what comes with
-    /// the clock as much more often as the hours are longer. Of the syncs only those of roots are operations by nature: Java's
-    /// client makes bytes durable without asking the NameNode.
+    /// the clock as often in each second. Of the syncs only those of roots are operations by nature: Java's client makes bytes
+    /// durable without asking the NameNode.
     #[must_use]
     pub fn operations_in_a_real_day(&self, hours: u32) -> u64 {
-        let with_files = self.operations() - self.by_the_clock;
-        let with_the_clock = (self.by_the_clock + self.root_syncs) * 3600 / HOUR.as_secs();
-        (with_files + with_the_clock) * 24 / u64::from(hours.max(1))
+        let hours = f64::from(hours.max(1));
+        let with_files = (self.operations() - self.by_the_clock) as f64 * 24.0 / hours;
+        // Roots look as long as they run, and sync while there are lines.
+        let looks = self.by_the_clock as f64 / (self.span_ms.max(1) as f64 / 1000.0);
+        let syncs = self.root_syncs as f64 / (hours * HOUR.as_secs_f64());
+        (with_files + (looks + syncs) * DAY.as_secs_f64()).round() as u64
     }
 
     /// Of the method that keeps everything below `/NAME`.
@@ -150,7 +156,9 @@ impl Records {
         })
         .await?;
         for (method, writers) in writers {
-            records.of_methods.entry(method).or_default().writers = writers.finish();
+            let figures = records.of_methods.entry(method).or_default();
+            figures.span_ms = writers.span_ms();
+            figures.writers = writers.finish();
         }
         Ok(records)
     }
@@ -169,6 +177,7 @@ fn method_of(path: &str) -> String {
     path.split('/').nth(1).unwrap_or_default().to_owned()
 }
 
+const DAY: Duration = Duration::from_secs(86_400);
 /// Where roots work.
 const OF_ROOTS: &str = "/_tributary/";
 /// The sync of a file: the NameNode writes down how far it has got.
@@ -243,13 +252,16 @@ impl WriterCounter {
         }
     }
 
+    fn span_ms(&self) -> u64 {
+        self.last_ms.saturating_sub(self.first_ms.unwrap_or(self.last_ms))
+    }
+
     fn finish(mut self) -> Writers {
-        let last = self.last_ms;
+        let (last, span) = (self.last_ms, self.span_ms());
         for path in self.open.keys().cloned().collect::<Vec<_>>() {
             self.close(&path, last);
         }
-        let span = last.saturating_sub(self.first_ms.unwrap_or(last)).max(1);
-        Writers { peak: self.peak, mean: self.open_ms as f64 / span as f64 }
+        Writers { peak: self.peak, mean: self.open_ms as f64 / span.max(1) as f64 }
     }
 }
 
@@ -378,10 +390,12 @@ mod tests {
         let figures = Figures {
             operations: [("create".to_owned(), 70), ("listStatus".to_owned(), 30)].into(),
             by_the_clock: 30,
-            root_syncs: 10,
+            root_syncs: 24,
+            span_ms: 15 * 60 * 1000,
             ..Figures::default()
         };
-        assert_eq!(figures.operations_in_a_real_day(12), 2 * (70 + 60 * 40));
+        // 30 looks in 15 minutes, 24 syncs in the 12 of the day.
+        assert_eq!(figures.operations_in_a_real_day(12), 2 * 70 + 30 * 96 + 24 * 120);
     }
 
     #[test]

@@ -25,6 +25,7 @@ const LOOK: Duration = Duration::from_secs(2);
 const TABLES: &str = r#"
 [root]
 roll_size = "64 MiB"
+settle = "10s"
 close_delay = "2s"
 give_up_after = "1m"
 on_missing = "publish"
