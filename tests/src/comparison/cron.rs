@@ -13,7 +13,7 @@ use libdeflater::{CompressionLvl, Compressor};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use tokio::task::JoinHandle;
-use tributary_aggregator::dfs::{Dfs, DfsPath};
+use tributary_aggregator::dfs::{Dfs, DfsError, DfsPath};
 
 use super::servers::{Hour, Servers, Tail};
 use super::{NEW_FILE, Target};
@@ -107,8 +107,14 @@ async fn upload(dfs: &Arc<dyn Dfs>, tail: &Tail, server: usize, hour: Hour) -> R
         // Of the attempt before this one only the answer was lost.
         return Ok(());
     }
-    dfs.delete(&copying).await?;
-    let mut writer = dfs.create(&copying, NEW_FILE).await?;
+    let mut writer = match dfs.create(&copying, NEW_FILE).await {
+        // Of an attempt that failed; the command would overwrite it.
+        Err(DfsError::Exists { .. }) => {
+            dfs.delete(&copying).await?;
+            dfs.create(&copying, NEW_FILE).await?
+        }
+        created => created?,
+    };
     writer.write(bytes.into()).await?;
     writer.close().await?;
     dfs.rename(&copying, &file).await?;

@@ -183,15 +183,15 @@ const OF_ROOTS: &str = "/_tributary/";
 /// The sync of a file: the NameNode writes down how far it has got.
 const SYNC: &str = "OP_UPDATE_BLOCKS";
 
-/// Whether an operation may be one that comes every so many seconds, whatever is shipped: in a real day there are as many more of
-/// them as it is longer than the run. These are all looks of roots, their marks of ownership, and the entries of their ledgers.
+/// Whether an operation comes every so many seconds, whatever is shipped: in a real day there are as many more of them as it is
+/// longer than the run. These are the roots' looks for each other's marks and for hours that others have sealed, their own marks,
+/// the entries of their ledgers, and the looks of each lane whether an hour that it has sealed is published.
 fn is_by_the_clock(line: &AuditLine) -> bool {
-    let looks = matches!(line.command.as_str(), "listStatus" | "getfileinfo" | "open");
-    let of_roots = line.source.contains(OF_ROOTS);
     let marks = line.source.contains("/owner/") || line.source.contains("ledger-");
-    // Whether an hour is published: nobody else asks for a folder.
+    let of_roots = line.source.contains(OF_ROOTS) && (marks || line.command == "listStatus");
+    // Nobody else asks for an hour's folder.
     let hour = line.source.rsplit('/').next().is_some_and(|name| name.starts_with("hm="));
-    (of_roots && (looks || marks)) || (hour && looks)
+    of_roots || (hour && line.command == "getfileinfo")
 }
 
 /// Files that were open for writing.
@@ -380,6 +380,7 @@ mod tests {
             ("rename", "/t/_tributary/lanes/0/e1-x/owner/7.1@root-1", true),
             ("create", "/t/_tributary/lanes/0/e1-x/tmp-e1-5.ledger-1", true),
             ("getfileinfo", "/t/c/dt=2026-11-22/hm=2015", true),
+            ("getfileinfo", "/t/_tributary/lanes/0/e1-x/tmp-e1-5._seal-0.json", false),
             ("create", "/t/_tributary/lanes/0/e1-x/c.l0-e1-3.gz", false),
             ("rename", "/t/_tributary/lanes/0/e1-x/c.l0-e1-3.gz", false),
             ("getfileinfo", "/cron/dt=2026-11-22/hm=2015/server-001.log.gz", false),
