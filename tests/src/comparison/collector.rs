@@ -25,6 +25,10 @@ pub(super) const COLLECTORS: usize = 4;
 const ROLL_AFTER: Duration = Duration::from_secs(HOUR.as_secs() / 12);
 const ROLL_BYTES: u64 = 128 << 20;
 const TRANSACTION_LINES: usize = 1000;
+/// Deliveries that wait at a collector's door.
+const IN_FLIGHT: usize = 64;
+/// How the name of an open file ends.
+pub(super) const TEMPORARY: &str = ".tmp";
 /// Between two looks at a log, and at an empty channel.
 const LOOK: Duration = Duration::from_millis(500);
 const IDLE: Duration = Duration::from_millis(50);
@@ -72,7 +76,7 @@ impl Channel {
 /// The collectors and the servers' senders.
 pub(super) struct Collectors {
     senders: Vec<Option<JoinHandle<Result<()>>>>,
-    nodes: Vec<Option<JoinHandle<Result<u64>>>>,
+    nodes: Vec<Option<JoinHandle<Result<Vec<String>>>>>,
     channels: Vec<Arc<Channel>>,
     doors: Doors,
     draining: Arc<AtomicBool>,
@@ -101,7 +105,7 @@ impl Collectors {
     }
 
     pub(super) fn start_node(&mut self, node: usize) {
-        let (door, inbox) = mpsc::channel(servers_in_flight());
+        let (door, inbox) = mpsc::channel(IN_FLIGHT);
         self.set_door(node, Some(door));
         self.starts += 1;
         let name = format!("collector-{node}.{}", self.starts);
@@ -109,7 +113,14 @@ impl Collectors {
         let target = self.target.clone();
         self.nodes[node] = Some(tokio::spawn(async move {
             let dfs = target.open().await?;
-            let sink = Sink { dfs, name, channel: Arc::clone(&channel), files: BTreeMap::new(), count: 0, failures: 0 };
+            let sink = Sink {
+                dfs,
+                name,
+                channel: Arc::clone(&channel),
+                files: BTreeMap::new(),
+                count: 0,
+                failures: Vec::new(),
+            };
             let (_, failures) = tokio::join!(receive(inbox, channel), sink.run(draining));
             Ok(failures)
         }));
@@ -133,24 +144,19 @@ impl Collectors {
         }
     }
 
-    /// Waits until all is written; returns how often writing failed.
-    pub(super) async fn finish(mut self) -> Result<u64> {
+    /// Waits until all is written; returns what failed.
+    pub(super) async fn finish(mut self) -> Result<Vec<String>> {
         for sender in self.senders.drain(..).flatten() {
             sender.await.map_err(|error| anyhow!("a sender ended early: {error}"))??;
         }
         self.draining.store(true, Ordering::SeqCst);
         (0..COLLECTORS).for_each(|node| self.set_door(node, None));
-        let mut failures = 0;
+        let mut failures = Vec::new();
         for node in self.nodes.drain(..).flatten() {
-            failures += node.await.map_err(|error| anyhow!("a collector ended early: {error}"))??;
+            failures.extend(node.await.map_err(|error| anyhow!("a collector ended early: {error}"))??);
         }
         Ok(failures)
     }
-}
-
-/// Deliveries that wait at a collector's door.
-const fn servers_in_flight() -> usize {
-    64
 }
 
 /// Sends a server's log; goes on when a collector has acknowledged.
@@ -202,11 +208,11 @@ struct Sink {
     channel: Arc<Channel>,
     files: BTreeMap<Hour, Open>,
     count: u64,
-    failures: u64,
+    failures: Vec<String>,
 }
 
 impl Sink {
-    async fn run(mut self, draining: Arc<AtomicBool>) -> u64 {
+    async fn run(mut self, draining: Arc<AtomicBool>) -> Vec<String> {
         loop {
             // Asked before the channel is looked at: then nothing comes any more.
             let last = draining.load(Ordering::SeqCst);
@@ -215,8 +221,7 @@ impl Sink {
                 Ok(true) => {}
                 Ok(false) => tokio::time::sleep(IDLE).await,
                 Err(error) => {
-                    eprintln!("{}: {error:#}; it begins other files", self.name);
-                    self.failures += 1;
+                    self.failures.push(format!("{}, which begins other files: {error:#}", self.name));
                     self.files.clear();
                     tokio::time::sleep(BACKOFF).await;
                 }
@@ -266,10 +271,35 @@ impl Sink {
     }
 }
 
-/// How the name of an open file ends.
-pub(super) const TEMPORARY: &str = ".tmp";
-
 /// The name of a closed file.
 pub(super) fn final_name(path: &DfsPath) -> DfsPath {
     DfsPath::base().join(path.as_str().trim_end_matches(TEMPORARY))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transaction_stays_in_the_channel_until_it_is_committed() {
+        let channel = Channel::default();
+        for lines in [600, 400, 1, 5000, 1] {
+            channel.with(|batches| batches.push_back(Arc::new(Batch { hour: Hour(1), lines, bytes: Vec::new() })));
+        }
+        let lines = || channel.transaction().iter().map(|batch| batch.lines).collect::<Vec<_>>();
+        assert_eq!(lines(), [600, 400]);
+        assert_eq!(lines(), [600, 400], "as after a death before the commit");
+        channel.commit(2);
+        assert_eq!(lines(), [1]);
+        channel.commit(1);
+        assert_eq!(lines(), [5000], "more than a transaction's lines, but one batch");
+        channel.commit(1);
+        assert_eq!(lines(), [1]);
+    }
+
+    #[test]
+    fn a_closed_file_has_its_name_without_the_end() {
+        let open = DfsPath::base().join("dt=1/collector-0.1.1.log.tmp");
+        assert_eq!(final_name(&open), DfsPath::base().join("dt=1/collector-0.1.1.log"));
+    }
 }

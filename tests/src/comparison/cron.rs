@@ -28,7 +28,7 @@ const LOOK: Duration = Duration::from_millis(200);
 /// The jobs of all servers.
 #[derive(Debug)]
 pub(super) struct Cron {
-    jobs: Vec<Option<JoinHandle<Result<u64>>>>,
+    jobs: Vec<Option<JoinHandle<Result<Vec<String>>>>>,
 }
 
 impl Cron {
@@ -48,11 +48,11 @@ impl Cron {
         }
     }
 
-    /// Waits until all is uploaded; returns how often an upload failed.
-    pub(super) async fn finish(self) -> Result<u64> {
-        let mut failures = 0;
+    /// Waits until all is uploaded; returns the uploads that failed.
+    pub(super) async fn finish(self) -> Result<Vec<String>> {
+        let mut failures = Vec::new();
         for job in self.jobs.into_iter().flatten() {
-            failures += job.await.map_err(|error| anyhow!("a cron job ended early: {error}"))??;
+            failures.extend(job.await.map_err(|error| anyhow!("a cron job ended early: {error}"))??);
         }
         Ok(failures)
     }
@@ -65,9 +65,9 @@ async fn upload_hours(
     first: Hour,
     hours: u32,
     jitter: Duration,
-) -> Result<u64> {
+) -> Result<Vec<String>> {
     let dfs = target.open().await?;
-    let (mut failures, mut hour) = (0, first);
+    let (mut failures, mut hour) = (Vec::new(), first);
     let mut waiting = BTreeSet::new();
     let end = Hour(first.0 + i64::from(hours));
     while hour < end || !waiting.is_empty() {
@@ -82,10 +82,7 @@ async fn upload_hours(
         for waits in waiting.clone() {
             match upload(&dfs, tail, server, waits).await {
                 Ok(()) => _ = waiting.remove(&waits),
-                Err(error) => {
-                    failures += 1;
-                    eprintln!("cron: server {server}: {error:#}; the next job tries again");
-                }
+                Err(error) => failures.push(format!("server {server}, for the next job: {error:#}")),
             }
         }
     }

@@ -22,7 +22,7 @@ const BACKOFF: Duration = Duration::from_secs(1);
 /// The writers of all servers.
 #[derive(Debug)]
 pub(super) struct Direct {
-    writers: Vec<Option<JoinHandle<Result<u64>>>>,
+    writers: Vec<Option<JoinHandle<Result<Vec<String>>>>>,
 }
 
 impl Direct {
@@ -32,7 +32,7 @@ impl Direct {
             Some(tokio::spawn(async move {
                 let dfs = target.open().await?;
                 let durable = tail.position();
-                Writer { dfs, tail, server, durable, file: None, failures: 0 }.run().await
+                Writer { dfs, tail, server, durable, file: None, failures: Vec::new() }.run().await
             }))
         };
         Self { writers: (0..servers.count()).map(start).collect() }
@@ -44,11 +44,11 @@ impl Direct {
         }
     }
 
-    /// Waits until all is written; returns how often a writer failed.
-    pub(super) async fn finish(self) -> Result<u64> {
-        let mut failures = 0;
+    /// Waits until all is written; returns what failed.
+    pub(super) async fn finish(self) -> Result<Vec<String>> {
+        let mut failures = Vec::new();
         for writer in self.writers.into_iter().flatten() {
-            failures += writer.await.map_err(|error| anyhow!("a writer ended early: {error}"))??;
+            failures.extend(writer.await.map_err(|error| anyhow!("a writer ended early: {error}"))??);
         }
         Ok(failures)
     }
@@ -67,18 +67,17 @@ struct Writer {
     /// Its checkpoint.
     durable: Position,
     file: Option<Open>,
-    failures: u64,
+    failures: Vec<String>,
 }
 
 impl Writer {
-    async fn run(mut self) -> Result<u64> {
+    async fn run(mut self) -> Result<Vec<String>> {
         loop {
             match self.step().await {
                 Ok(true) => return Ok(self.failures),
                 Ok(false) => {}
                 Err(error) => {
-                    eprintln!("direct: server {}: {error:#}; it begins another file", self.server);
-                    self.failures += 1;
+                    self.failures.push(format!("server {}, which begins another file: {error:#}", self.server));
                     self.file = None;
                     self.tail.go_to(self.durable);
                     tokio::time::sleep(BACKOFF).await;
@@ -121,7 +120,7 @@ impl Writer {
     async fn create(&mut self, hour: Hour) -> Result<Open> {
         let folder = DfsPath::base().join(hour.folder());
         self.dfs.mkdir_all(&folder).await?;
-        let name = match self.failures {
+        let name = match self.failures.len() {
             0 => format!("server-{:03}.log", self.server),
             failures => format!("server-{:03}.{failures}.log", self.server),
         };

@@ -178,7 +178,8 @@ async fn compare(
     for (name, failures) in
         [(CRON, cron.finish().await?), (DIRECT, direct.finish().await?), (COLLECTOR, collectors.finish().await?)]
     {
-        say(&format!("{name}: all is written, after {failures} errors"));
+        failures.iter().for_each(|failure| say(&format!("{name}: {failure}")));
+        say(&format!("{name}: all is written, after {} errors", failures.len()));
     }
     say(&format!("waiting for Tributary's last hours, which wait {:?} for the lost servers", tributary::GIVE_UP_AFTER));
     tributary::wait_until_published(cluster, hdfs, first, options.hours).await?;

@@ -317,3 +317,65 @@ impl Tail {
         Ok(self.file.as_ref())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_is_read_by_whole_lines_and_an_hour_is_over_when_the_next_one_is_written() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let (first, second) = (Hour(100), Hour(101));
+        let shared = Arc::new(Shared {
+            folders: vec![folder.path().to_owned()],
+            states: vec![Mutex::default()],
+            writing: AtomicI64::new(first.0),
+            first,
+            end: Hour(102),
+            stop: AtomicBool::new(false),
+        });
+        let servers = Servers { shared: Arc::clone(&shared), writer: None };
+        let mut tail = servers.tail(0);
+        assert_eq!(tail.look(100)?, Seen::Nothing, "the server has written nothing yet");
+        let log = tail.path(first);
+        fs::write(&log, "one\ntwo\nthr")?;
+        assert_eq!(tail.look(6)?, Seen::Lines(first, b"one\n".into()));
+        let before = tail.position();
+        assert_eq!(tail.look(100)?, Seen::Lines(first, b"two\n".into()));
+        assert_eq!(tail.look(100)?, Seen::Nothing, "the line is not whole");
+        tail.go_to(before);
+        fs::write(&log, "one\ntwo\nthree\n")?;
+        shared.writing.store(second.0, Ordering::SeqCst);
+        assert_eq!(tail.look(100)?, Seen::Lines(first, b"two\nthree\n".into()));
+        assert_eq!(tail.look(100)?, Seen::HourOver(first));
+        assert_eq!(tail.look(100)?, Seen::Nothing);
+        shared.writing.store(102, Ordering::SeqCst);
+        assert_eq!(tail.look(100)?, Seen::HourOver(second), "an hour without lines has no file");
+        assert_eq!(tail.look(100)?, Seen::End);
+        Ok(())
+    }
+
+    #[test]
+    fn a_server_that_is_lost_writes_no_more() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let disks: Vec<PathBuf> = ["0", "1"].iter().map(|name| folder.path().join(name)).collect();
+        disks.iter().try_for_each(fs::create_dir)?;
+        let first = Hour::now();
+        let plan = Plan { rates: vec![vec![2000.0; 2]; 2], lost_servers: Vec::new(), node_killed: HOUR, node: 0 };
+        let servers = Servers::start(disks.clone(), &plan, first, 2);
+        let lines = |server: usize| lock(&servers.shared.states[server]).lines;
+        while lines(0) == 0 {
+            thread::yield_now();
+        }
+        servers.stop(0);
+        let (lost, before) = (lines(0), lines(1));
+        servers.destroy_disk(0)?;
+        while lines(1) <= before {
+            thread::yield_now();
+        }
+        assert_eq!(lines(0), lost);
+        assert!(!disks[0].exists(), "its disk came back");
+        assert_eq!(server_and_number(SERIALS + 7), (1, 7));
+        Ok(())
+    }
+}
