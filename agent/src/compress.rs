@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 use tributary_common::batch::{Batch, BatchHeader, SliceRef};
-use tributary_common::frame::{Codec, EncodeError, FrameEncoder, SliceDescriptor};
+use tributary_common::frame::{Codec, EncodeError, FrameEncoder, SliceDescriptor, batch_hash};
 use tributary_common::ids::{AgentId, CategoryName, LaneId, StreamId};
 use tributary_common::position::Position;
 
@@ -63,6 +63,7 @@ impl Packer {
                 base: facts.base,
                 start,
                 end,
+                batch_hash: batch_hash(&data[..(end.offset - start.offset) as usize]),
                 runs: slice.runs.clone(),
                 records: slice.records,
                 prefix_len: facts.prefix_len,

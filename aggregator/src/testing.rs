@@ -10,7 +10,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tributary_common::batch::{Batch, BatchHeader, SliceRef};
 use tributary_common::bucket::BucketSize;
-use tributary_common::frame::{Codec, FrameEncoder, Run, SliceDescriptor};
+use tributary_common::frame::{Codec, FrameEncoder, Run, SliceDescriptor, batch_hash};
 use tributary_common::http::body::BodyPace;
 use tributary_common::http::server::{ServerLimits, ServerMetrics, serve};
 use tributary_common::ids::{AgentId, CategoryName, LaneCount, StreamId};
@@ -54,6 +54,7 @@ pub(crate) fn batch(stream: StreamId, start: u64, end: u64, committed: u64) -> B
         base: Position::zero(),
         start: at(stream, start),
         end: at(stream, end),
+        batch_hash: batch_hash(&raw),
         runs: vec![Run { start, len: end - start, stored: end - start }],
         records: 1,
         prefix_len: 0,

@@ -299,7 +299,7 @@ impl Batch {
 mod tests {
     use super::*;
     use crate::bucket::BucketSize;
-    use crate::frame::{Codec, FrameEncoder, Run, SliceDescriptor};
+    use crate::frame::{Codec, FrameEncoder, Run, SliceDescriptor, batch_hash};
     use crate::position::TailHash;
     use proptest::prelude::*;
 
@@ -324,6 +324,7 @@ mod tests {
                 base: Position::zero(),
                 start,
                 end,
+                batch_hash: batch_hash(&[b'x'; 12]),
                 records: runs.len() as u64,
                 runs,
                 prefix_len: 0,

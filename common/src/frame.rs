@@ -22,7 +22,7 @@
 //! The payload, all numbers little-endian:
 //!
 //! ```text
-//! version (1) = 1 | codec (1) | 0 (2) | frame_len (4) | body_crc (4) | header_crc (4) | postcard: category, bucket, descriptors
+//! version (1) = 2 | codec (1) | 0 (2) | frame_len (4) | body_crc (4) | header_crc (4) | postcard: category, bucket, descriptors
 //! ```
 //!
 //! `frame_len` counts the whole frame from its first byte, so headers are found by their lengths alone. `body_crc` is
@@ -42,9 +42,9 @@ use crate::limits::{
     MAX_FRAME_BYTES, MAX_FRAME_HEADER_BYTES, MAX_FRAME_RAW_BYTES, MAX_HOST_BYTES, MAX_RECORD_PREFIX_BYTES,
     MAX_RUNS_PER_SLICE,
 };
-use crate::position::Position;
+use crate::position::{Position, TAIL_WINDOW_BYTES, TailHash};
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const GZIP_START: [u8; 10] = [0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 255];
 const GZIP_FIXED: usize = GZIP_START.len() + 2 + 4;
 const GZIP_TRAILER: usize = 8;
@@ -123,6 +123,8 @@ pub struct SliceDescriptor {
     pub start: Position,
     /// Where the batch ends.
     pub end: Position,
+    /// [`batch_hash`] of the batch.
+    pub batch_hash: Option<TailHash>,
     /// The pieces of the stream in this slice, in order, disjoint, inside of the batch.
     pub runs: Vec<Run>,
     /// How many records are stored.
@@ -136,6 +138,15 @@ pub struct SliceDescriptor {
     pub first_time_ms: i64,
     /// The latest event time, milliseconds since 1970.
     pub last_time_ms: i64,
+}
+
+/// The hash of all bytes of the stream in a batch that has fewer than [`TAIL_WINDOW_BYTES`]; none for a longer one.
+///
+/// The tail hash at the end of such a batch covers bytes that lie before it. Who has the batch alone, without those, compares
+/// this one.
+#[must_use]
+pub fn batch_hash(bytes: &[u8]) -> Option<TailHash> {
+    (bytes.len() < TAIL_WINDOW_BYTES).then(|| TailHash::of(bytes))
 }
 
 impl SliceDescriptor {
@@ -679,6 +690,7 @@ mod tests {
             base: Position::zero(),
             start: Position { offset: start, tail: TailHash(1) },
             end: Position { offset: end, tail: TailHash(2) },
+            batch_hash: None,
             runs,
             records,
             prefix_len: 0,
@@ -806,14 +818,14 @@ mod tests {
         assert_eq!(cut_slice(&slice, text, &[0..200]), Err(Altered));
     }
 
-    /// A frame as version 1 wrote it, byte for byte: segments live for years.
+    /// A frame as version 2 wrote it, byte for byte: segments live for years. (Version 1 was never released.)
     #[test]
-    fn frames_of_version_1_are_still_read() {
-        let bytes = include_bytes!("../testdata/frame-v1.gz");
+    fn frames_of_version_2_are_still_read() {
+        let bytes = include_bytes!("../testdata/frame-v2.gz");
         let header = FrameHeader::verify(bytes).expect("a good frame");
         assert_eq!(header.slices, [plain(b"one\ntwo\n")]);
         assert_eq!(header.decode(bytes).expect("decodes"), b"one\ntwo\n");
-        let bytes = include_bytes!("../testdata/frame-v1.zst");
+        let bytes = include_bytes!("../testdata/frame-v2.zst");
         let header = FrameHeader::verify(bytes).expect("a good frame");
         assert_eq!(header.slices, [plain(b"one\ntwo\n")]);
         assert_eq!(header.decode(bytes).expect("decodes"), b"one\ntwo\n");

@@ -220,6 +220,7 @@ mod tests {
             base: Position::zero(),
             start: at(S, start),
             end: at(S, end),
+            batch_hash: None,
             runs: vec![Run { start, len: end - start, stored: end - start }],
             records: 1,
             prefix_len: 0,

@@ -33,6 +33,7 @@ fn frame_in(hours: i64, stream: u128, from: u64, to: u64) -> Vec<u8> {
         base: Position::zero(),
         start: at(from),
         end: at(to),
+        batch_hash: None,
         runs: vec![Run { start: from * line, len, stored: len }],
         records: to - from,
         prefix_len: 0,

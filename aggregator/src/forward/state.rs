@@ -331,8 +331,11 @@ impl Forwarder {
     /// When [`Forwarder::next_request`] may have something without anything else having happened.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
+        let room = self.under_way() < self.limits.total_in_flight;
         let routes = self.routes.iter().flat_map(|way| {
-            let queued = way.paused.filter(|_| !way.queue.is_empty());
+            // Where as many requests are under way as may be, it is the end of one that matters, not the end of a pause.
+            let room = room && way.under_way < self.limits.requests_in_flight;
+            let queued = way.paused.filter(|_| room && !way.queue.is_empty());
             let poll = way.next_poll.filter(|_| !way.polling).map(|at| at.max(way.paused.unwrap_or(at)));
             queued.into_iter().chain(poll)
         });

@@ -19,7 +19,7 @@ use tributary_common::messages::Verdict;
 use tributary_common::position::{Position, TAIL_WINDOW_BYTES, TailHash};
 use tributary_common::ranges::RangeSet;
 
-use super::ledger::StreamRecord;
+use super::ledger::{EndRecord, StreamRecord};
 
 /// What a lane knows of its streams.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ struct Stream {
     has: RangeSet,
     durable: RangeSet,
     /// Known batch ends (and the base). Below `committed` the last [`HISTORY_LEN`] are kept, above it all.
-    ends: BTreeMap<u64, TailHash>,
+    ends: BTreeMap<u64, End>,
     /// How many segments are being looked at that may hold, or may have lost, bytes of this stream.
     in_doubt: u32,
     /// When it last got bytes, milliseconds since 1970.
@@ -45,6 +45,21 @@ struct Stream {
     echo: Option<Echo>,
     /// Whether the ledger does not have its present state.
     changed: bool,
+}
+
+/// A place where a batch ended.
+#[derive(Debug, Clone, Copy)]
+struct End {
+    /// The tail hash there.
+    tail: TailHash,
+    /// Where the batch began and the hash of its bytes, if it was a [short one](batch_hash).
+    batch: Option<(u64, TailHash)>,
+}
+
+impl From<TailHash> for End {
+    fn from(tail: TailHash) -> Self {
+        Self { tail, batch: None }
+    }
 }
 
 /// What to do with a batch.
@@ -78,12 +93,19 @@ pub enum SlicePlan {
 }
 
 /// What the batch's own bytes show before the offset that was asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OwnTail {
     /// The hash there.
     Hash(TailHash),
     /// The batch, and what was heard just before it, has too few bytes before the offset.
-    TooShort,
+    TooShort {
+        /// Where they begin.
+        from: u64,
+        /// They.
+        bytes: Vec<u8>,
+        /// Whether they begin at a batch end that is known here, which vouches for what lies before.
+        anchored: bool,
+    },
     /// Its records were altered, so its bytes are not those of the stream.
     Altered,
 }
@@ -124,7 +146,7 @@ impl Stream {
     fn end_within(&self, set: &RangeSet) -> Position {
         let end = set.unbroken_end(self.base.offset);
         match self.ends.range(self.base.offset..=end).next_back() {
-            Some((&offset, &tail)) => Position { offset, tail },
+            Some((&offset, end)) => Position { offset, tail: end.tail },
             None => self.base,
         }
     }
@@ -156,10 +178,37 @@ impl Stream {
             .range(..=next)
             .rev()
             .take(HISTORY_LEN)
-            .map(|(&offset, &tail)| Position { offset, tail })
+            .map(|(&offset, end)| Position { offset, tail: end.tail })
             .collect();
         history.reverse();
         history
+    }
+
+    /// Notes a batch end.
+    fn ended(&mut self, batch: (Position, Position), hash: Option<TailHash>) {
+        let (start, end) = batch;
+        let known = self.ends.entry(end.offset).or_insert(end.tail.into());
+        known.tail = end.tail;
+        known.batch = hash.map(|hash| (start.offset, hash)).or(known.batch);
+    }
+
+    /// Whether a batch is known to have ended there, with these bytes before it.
+    fn knows(&self, position: Position) -> bool {
+        self.ends.get(&position.offset).is_some_and(|end| end.tail == position.tail)
+    }
+
+    /// Whether `bytes`, which begin at `start`, are others than those of the short batches between there and `next`.
+    fn contradicts_batches(&self, start: u64, bytes: &[u8]) -> bool {
+        let mut end = start + bytes.len() as u64;
+        while let Some((began, hash)) = self.ends.get(&end).and_then(|end| end.batch)
+            && began >= start
+        {
+            if TailHash::of(&bytes[(began - start) as usize..(end - start) as usize]) != hash {
+                return true;
+            }
+            end = began;
+        }
+        false
     }
 
     /// Forgets batch ends that can matter no more.
@@ -211,7 +260,7 @@ impl Ingest {
         // What the asker believes to be committed must be on the way to what is.
         match claimed {
             Some(claimed) if claimed.offset > known.next().offset => Verdict::Expected,
-            Some(claimed) if known.ends.get(&claimed.offset).is_some_and(|tail| *tail != claimed.tail) => {
+            Some(claimed) if known.ends.get(&claimed.offset).is_some_and(|end| end.tail != claimed.tail) => {
                 known.diverged()
             }
             _ => Verdict::Ok,
@@ -227,7 +276,7 @@ impl Ingest {
             && committed.offset > stream.committed().offset
             && committed.offset <= stream.has.unbroken_end(stream.base.offset)
         {
-            stream.ends.entry(committed.offset).or_insert(committed.tail);
+            stream.ends.entry(committed.offset).or_insert(committed.tail.into());
             stream.changed = true;
         }
     }
@@ -253,7 +302,7 @@ impl Ingest {
         let diverged = || Decision::Answer(stream.diverged());
         // The same place with other bytes before it: wherever both sides know a batch end, it must be the same one.
         let contradicts =
-            |position: Position| stream.ends.get(&position.offset).is_some_and(|tail| *tail != position.tail);
+            |position: Position| stream.ends.get(&position.offset).is_some_and(|end| end.tail != position.tail);
         if batch.start.offset > next.offset {
             return Decision::Answer(Verdict::Expected);
         }
@@ -282,21 +331,26 @@ impl Ingest {
             return Decision::Answer(Verdict::Unknown);
         };
         let next = stream.next();
-        let known_start = stream.ends.get(&batch.start.offset) == Some(&batch.start.tail);
         match own {
             OwnTail::Hash(hash) if hash == next.tail => Decision::Take(plan(&stream.has, frames)),
             OwnTail::Hash(_) => Decision::Answer(stream.diverged()),
-            // The start, if it is a batch end known here, vouches for all before it.
-            OwnTail::TooShort | OwnTail::Altered if known_start => Decision::Take(plan(&stream.has, frames)),
+            OwnTail::TooShort { from, bytes, anchored: true } => {
+                if stream.contradicts_batches(from, &bytes) {
+                    Decision::Answer(stream.diverged())
+                } else {
+                    Decision::Take(plan(&stream.has, frames))
+                }
+            }
+            OwnTail::Altered if stream.knows(batch.start) => Decision::Take(plan(&stream.has, frames)),
             // It is the first of its run, and reaches back behind what the sender knows to be committed: whatever came before
             // it is gone there, so it will never show more.
-            OwnTail::TooShort
+            OwnTail::TooShort { .. }
                 if batch.start.offset < batch.committed.offset
                     && batch.committed.offset >= stream.committed().offset =>
             {
                 Decision::Answer(stream.diverged())
             }
-            OwnTail::TooShort => {
+            OwnTail::TooShort { .. } => {
                 // Its run begins at the highest committed position that it knows, and it will know this answer's.
                 let committed = stream.committed();
                 Decision::GoBack(if committed.offset > batch.committed.offset { committed } else { batch.committed })
@@ -310,7 +364,7 @@ impl Ingest {
     pub fn heard(&mut self, batch: &BatchHeader, pieces: Option<Vec<(u64, &[u8])>>) {
         let Some(stream) = self.streams.get_mut(&batch.stream) else { return };
         let before = stream.echo.take().and_then(|echo| echo.up_to(batch.start.offset));
-        let known_start = stream.ends.get(&batch.start.offset) == Some(&batch.start.tail);
+        let known_start = stream.knows(batch.start);
         let Some(pieces) = pieces else { return };
         let (mut bytes, mut anchored) = before.map_or((Vec::new(), known_start), |echo| (echo.bytes, echo.anchored));
         let from = batch.end.offset.saturating_sub(TAIL_WINDOW_BYTES as u64).max(batch.start.offset);
@@ -334,17 +388,21 @@ impl Ingest {
         if from >= batch.start.offset {
             return OwnTail::Hash(TailHash::of(&own));
         }
-        let echo = self.streams.get(&batch.stream).and_then(|stream| stream.echo.clone());
+        let stream = self.streams.get(&batch.stream);
+        let echo = stream.and_then(|stream| stream.echo.clone());
         match echo.and_then(|echo| echo.up_to(batch.start.offset)) {
             Some(echo) if echo.bytes.len() as u64 >= batch.start.offset - from => {
                 OwnTail::Hash(TailHash::of(&[&echo.bytes[..], &own[..]].concat()))
             }
             // All from a known batch end on was heard: as good as a batch that begins there.
-            Some(echo) if echo.anchored => match self.streams.get(&batch.stream) {
-                Some(stream) => OwnTail::Hash(stream.next().tail),
-                None => OwnTail::TooShort,
-            },
-            _ => OwnTail::TooShort,
+            Some(echo) if echo.anchored => {
+                let from = echo.end - echo.bytes.len() as u64;
+                OwnTail::TooShort { from, bytes: [echo.bytes, own].concat(), anchored: true }
+            }
+            _ => {
+                let anchored = stream.is_some_and(|stream| stream.knows(batch.start));
+                OwnTail::TooShort { from: batch.start.offset, bytes: own, anchored }
+            }
         }
     }
 
@@ -361,20 +419,21 @@ impl Ingest {
     }
 
     /// Notes that the batch is taken: its ends are known from now on. To be called before [`Ingest::wrote`].
-    pub fn took(&mut self, batch: &BatchHeader, now_ms: i64) {
+    pub fn took(&mut self, batch: &BatchHeader, frames: &[FrameHeader], now_ms: i64) {
         let stream = self.streams.entry(batch.stream).or_insert_with(|| Stream {
             agent: batch.agent.clone(),
             category: batch.category.clone(),
             base: batch.base,
             has: RangeSet::new(),
             durable: RangeSet::new(),
-            ends: BTreeMap::from([(batch.base.offset, batch.base.tail)]),
+            ends: BTreeMap::from([(batch.base.offset, batch.base.tail.into())]),
             in_doubt: 0,
             touched_ms: now_ms,
             echo: None,
             changed: true,
         });
-        stream.ends.insert(batch.end.offset, batch.end.tail);
+        let hash = frames.iter().flat_map(|frame| &frame.slices).find_map(|slice| slice.batch_hash);
+        stream.ended((batch.start, batch.end), hash);
         stream.echo = None;
         stream.touched_ms = now_ms;
         stream.changed = true;
@@ -448,14 +507,14 @@ impl Ingest {
             base: slice.base,
             has: RangeSet::new(),
             durable: RangeSet::new(),
-            ends: BTreeMap::from([(slice.base.offset, slice.base.tail)]),
+            ends: BTreeMap::from([(slice.base.offset, slice.base.tail.into())]),
             in_doubt: 0,
             touched_ms: now_ms,
             echo: None,
             changed: true,
         });
-        stream.ends.insert(slice.start.offset, slice.start.tail);
-        stream.ends.insert(slice.end.offset, slice.end.tail);
+        stream.ends.entry(slice.start.offset).or_insert(slice.start.tail.into()).tail = slice.start.tail;
+        stream.ended((slice.start, slice.end), slice.batch_hash);
         for range in slice.runs.iter().map(Run::range) {
             stream.has.insert(range.clone());
             if durable {
@@ -467,7 +526,8 @@ impl Ingest {
 
     /// Loads a stream from the ledger; all that the ledger knows is durable.
     pub fn load(&mut self, record: StreamRecord) {
-        let ends = record.ends.iter().map(|end| (end.offset, end.tail)).collect();
+        let end = |end: &EndRecord| (end.position.offset, End { tail: end.position.tail, batch: end.batch });
+        let ends = record.ends.iter().map(end).collect();
         self.streams.insert(
             record.stream,
             Stream {
@@ -500,7 +560,11 @@ impl Ingest {
                 category: stream.category.clone(),
                 base: stream.base,
                 durable: stream.durable.clone(),
-                ends: stream.ends.iter().map(|(&offset, &tail)| Position { offset, tail }).collect(),
+                ends: stream
+                    .ends
+                    .iter()
+                    .map(|(&offset, end)| EndRecord { position: Position { offset, tail: end.tail }, batch: end.batch })
+                    .collect(),
                 touched_ms: stream.touched_ms,
             });
         }

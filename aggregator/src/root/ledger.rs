@@ -5,7 +5,7 @@
 //! One file per entry, `ledger-<n>` with `n` in 20 digits, never changed once it is there:
 //!
 //! ```text
-//! magic "TLG2" (4) | body_len (4) | crc32c of the body (4) | body (postcard of Entry)
+//! magic "TLG3" (4) | body_len (4) | crc32c of the body (4) | body (postcard of Entry)
 //! ```
 //!
 //! An entry is made under a temporary name, synced, closed, its length checked, and then renamed. Entry `n + 1` is not
@@ -26,11 +26,11 @@ use tributary_common::bucket::Bucket;
 use tributary_common::checksum::Checksum;
 use tributary_common::frame::{Codec, FrameHeader, SliceDescriptor};
 use tributary_common::ids::{AgentId, CategoryName, Epoch, LaneId, StreamId};
-use tributary_common::position::Position;
+use tributary_common::position::{Position, TailHash};
 use tributary_common::ranges::RangeSet;
 use tributary_common::report::{Session, StreamOffset};
 
-const MAGIC: [u8; 4] = *b"TLG2";
+const MAGIC: [u8; 4] = *b"TLG3";
 const HEAD_BYTES: usize = 12;
 const NAME_PREFIX: &str = "ledger-";
 
@@ -141,9 +141,18 @@ pub struct StreamRecord {
     /// The ranges that are durable in what the ledger covers.
     pub durable: RangeSet,
     /// Known batch ends.
-    pub ends: Vec<Position>,
+    pub ends: Vec<EndRecord>,
     /// When it last got bytes, milliseconds since 1970.
     pub touched_ms: i64,
+}
+
+/// A place where a batch of a stream ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndRecord {
+    /// The place.
+    pub position: Position,
+    /// Where the batch began and the hash of its bytes, if it was a [short one](tributary_common::frame::batch_hash).
+    pub batch: Option<(u64, TailHash)>,
 }
 
 /// A file of a lane that holds frames.
@@ -487,7 +496,6 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use tributary_common::bucket::BucketSize;
-    use tributary_common::position::TailHash;
 
     proptest! {
         /// Also bytes that a right checksum covers: an entry is read as a whole or not at all.
@@ -526,7 +534,10 @@ mod tests {
             category: "app".parse().expect("valid"),
             base: Position::zero(),
             durable: std::iter::once(0..end).collect(),
-            ends: vec![Position::zero(), Position { offset: end, tail: TailHash(end) }],
+            ends: vec![
+                EndRecord { position: Position::zero(), batch: None },
+                EndRecord { position: Position { offset: end, tail: TailHash(end) }, batch: Some((0, TailHash(3))) },
+            ],
             touched_ms: 7,
         }
     }
@@ -651,10 +662,10 @@ mod tests {
         }
     }
 
-    /// An entry as version 2 wrote it: the owner after an upgrade reads what the one before left. (Version 1 was never released.)
+    /// An entry as version 3 wrote it: the owner after an upgrade reads what the one before left. (Earlier ones were never released.)
     #[test]
-    fn entries_of_version_2_are_still_read() {
-        assert_eq!(Entry::decode(include_bytes!("../../testdata/ledger-v2"), LaneId(3), 5), Ok(full()));
+    fn entries_of_version_3_are_still_read() {
+        assert_eq!(Entry::decode(include_bytes!("../../testdata/ledger-v3"), LaneId(3), 5), Ok(full()));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use tributary_common::batch::{Batch, BatchHeader, SliceRef};
 use tributary_common::bucket::BucketSize;
-use tributary_common::frame::{Codec, FrameEncoder, Run, SliceDescriptor};
+use tributary_common::frame::{Codec, FrameEncoder, Run, SliceDescriptor, batch_hash};
 use tributary_common::ids::{AgentId, CategoryName, LaneCount, StreamId};
 use tributary_common::messages::StreamQuery;
 use tributary_common::position::{Position, TailHash};
@@ -17,6 +17,7 @@ use super::*;
 use crate::dfs::local::LocalDfs;
 
 mod order;
+mod overlap;
 
 const MINUTE_MS: i64 = 60_000;
 
@@ -90,6 +91,7 @@ impl Log {
                     base: self.base,
                     start,
                     end,
+                    batch_hash: batch_hash(&self.text[start.offset as usize..end.offset as usize]),
                     runs: Vec::new(),
                     records: 0,
                     prefix_len: 0,

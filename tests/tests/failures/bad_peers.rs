@@ -55,6 +55,7 @@ fn batch(agent: &str, bytes: u64) -> Result<Batch> {
         base: Position::zero(),
         start: Position::zero(),
         end,
+        batch_hash: None,
         runs: vec![Run { start: 0, len: bytes, stored: bytes }],
         records: 1,
         prefix_len: 0,

@@ -217,10 +217,6 @@ impl Server {
         let len = keep.checked_sub(1).map_or(0, |last| content.lines[last].0);
         let mut fates = locked(&self.fates);
         let committed = self.committed(file.inode, &fates);
-        if keep > 0 && committed < content.bytes.len() as u64 {
-            // What is on its way of such a file, under a name that it shares with what comes back, can't be told from that.
-            return;
-        }
         let known = locked(&self.shipped).get(&file.inode).map(|shown| shown.known.clone()).unwrap_or_default();
         let common = known.into_iter().filter(|at| *at <= len && *at <= committed).max().unwrap_or(0);
         for (end, name) in content.lines.split_off(keep) {

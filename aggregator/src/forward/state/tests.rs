@@ -329,7 +329,10 @@ proptest! {
         let mut rng = StdRng::seed_from_u64(seed);
         let ids: Vec<StreamId> = (0..3).map(StreamId).collect();
         let mut held = Held::default();
-        let mut forwarder = forwarder(2);
+        let mut forwarder = Forwarder::new(
+            ForwardLimits { request_bytes: 250, requests_in_flight: 2, ..ForwardLimits::default() },
+            &[endpoints(2)],
+        );
         let mut now = Instant::now();
         let mut parents = [Held::default(), Held::default()];
         // What is durable on the sink, which only grows; both parents see the same.
@@ -342,6 +345,8 @@ proptest! {
             while let Some(outgoing) = forwarder.next_request(now, &held) {
                 under_way.push(outgoing);
             }
+            // Who waits for the deadline must not wake up again and again for nothing.
+            prop_assert!(forwarder.next_deadline().is_none_or(|deadline| deadline > now), "there is nothing to do now");
             match rng.random_range(0..10) {
                 // A child sends more, or the same again.
                 0..=2 if !calm => {
@@ -364,6 +369,14 @@ proptest! {
                     }
                 }
                 4 if !calm => parents[rng.random_range(0..2)] = Held::default(),
+                // Something else is asked of the same nodes, such as to take reports.
+                5 if !calm => {
+                    if let Some((node, _)) = forwarder.node(0, now) {
+                        let failure = rng.random_bool(0.5).then_some(Failure::Trouble(Trouble::Broken));
+                        forwarder.asked(now, 0, node, failure.as_ref(), rng.random());
+                    }
+                    now += Duration::from_millis(rng.random_range(0..3000));
+                }
                 _ if !under_way.is_empty() => {
                     let outgoing = under_way.swap_remove(rng.random_range(0..under_way.len()));
                     let fate = if calm { 9 } else { rng.random_range(0..10) };
@@ -425,6 +438,25 @@ run.commit(at(sink[id].min(run.next().offset)));
             }
         }
     }
+}
+
+#[test]
+fn the_end_of_a_pause_wakes_nobody_while_no_more_requests_may_be_made() {
+    let limits = ForwardLimits { requests_in_flight: 2, ..ForwardLimits::default() };
+    let mut forwarder = Forwarder::new(limits, &[endpoints(1)]);
+    let (mut held, mut now) = (Held::default(), Instant::now());
+    for id in (0..3).map(StreamId) {
+        held.offer(id, 0, 10, 0);
+        forwarder.notice(now, id, LaneId(0), &held);
+        let asked = forwarder.next_request(now, &held);
+        assert_eq!(asked.is_some(), id.0 < 2);
+    }
+    // Something else that was asked of the node failed, and more of it wants to be asked.
+    forwarder.asked(now, 0, 0, Some(&Failure::Trouble(Trouble::Broken)), 0);
+    assert_eq!(forwarder.node(0, now), None, "the route has a pause");
+    now += Duration::from_millis(500);
+    assert_eq!(forwarder.next_request(now, &held), None);
+    assert!(forwarder.next_deadline().is_none_or(|deadline| deadline > now), "there is nothing to do before an answer");
 }
 
 #[test]

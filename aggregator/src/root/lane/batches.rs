@@ -56,7 +56,7 @@ impl Lane {
             },
             Decision::Take(plans) => match self.prepare(received, &plans) {
                 Ok(writes) => {
-                    self.ingest.took(header, now);
+                    self.ingest.took(header, &received.frames, now);
                     for (frame, slice, bytes) in writes {
                         self.write(
                             HourKey { category: header.category.clone(), bucket: frame.bucket },
