@@ -32,6 +32,7 @@ pub mod hours;
 pub mod ingest;
 mod keeper;
 pub mod lane;
+mod late_create;
 pub mod ledger;
 pub mod marks;
 pub mod metrics;

@@ -12,6 +12,7 @@ use tributary_common::ids::CategoryName;
 
 use super::{Closed, Event, GivenUp, Lane, Unsettled};
 use crate::dfs::{CreateOptions, DfsError};
+use crate::root::late_create::delete_late;
 use crate::root::ledger::{Contents, HourKey, SegmentRecord};
 use crate::root::segment::{HeldRanges, Segment, SegmentId, WriterReport, file_name, spawn_writer};
 use crate::root::sink::Scan;
@@ -288,6 +289,8 @@ impl Lane {
             record.closed = true;
             self.entry_wanted = true;
             self.closed.insert(record.name.clone(), Closed { record, unsettled: None, in_entry: None });
+        } else {
+            tokio::spawn(delete_late(self.sink.clone(), record.name, self.events.clone()));
         }
     }
 
