@@ -20,7 +20,7 @@ use crate::node::RunError;
 use crate::root::lane::LaneSettings;
 use crate::root::recovery::TakeError;
 use crate::root::relane::change_lanes;
-use crate::{audit, inspect, node};
+use crate::{agents, audit, hours, inspect, node};
 
 /// How long the running node is waited for.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(10);
@@ -82,6 +82,17 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
+    /// Show how each hour stands: complete, open or partial; what it has, and which agents it waits for.
+    ///
+    /// Closed hours are read from the sink, open ones asked of all roots. Exit code 1 when some lane could not be asked.
+    #[command(
+        after_help = "Examples:\n  tributary-aggregator hours --config /etc/tributary/aggregator.toml --category nginx-access\n  \
+            tributary-aggregator hours wait --config /etc/tributary/aggregator.toml --category nginx-access --hour 2026-11-22T20"
+    )]
+    Hours(hours::Options),
+    /// See which agents are expected, and expect one no more.
+    #[command(subcommand)]
+    Agents(agents::Command),
     /// Work with the lanes of the sink.
     #[command(subcommand)]
     Lanes(LanesCommand),
@@ -218,6 +229,14 @@ fn execute(command: Command) -> anyhow::Result<Exit> {
             blocking(drain(reachable(config.listen)))??;
             writeln!(io::stdout(), "{} is empty and has ended", config.name)?;
             Ok(Exit::Done)
+        }
+        Command::Hours(options) => {
+            let good = blocking(hours::run(&options, &mut io::stdout().lock()))??;
+            Ok(if good { Exit::Done } else { Exit::Failed })
+        }
+        Command::Agents(command) => {
+            let good = blocking(agents::run(&command, &mut io::stdout().lock()))??;
+            Ok(if good { Exit::Done } else { Exit::Failed })
         }
         Command::Lanes(LanesCommand::Set { lanes, config }) => {
             let config = NodeConfig::load(&config)?;

@@ -1,5 +1,6 @@
 //! The aggregator: receives batches, spools and forwards them, and as a root merges them into large files.
 
+pub mod agents;
 pub mod audit;
 pub mod cli;
 pub mod config;
@@ -7,8 +8,10 @@ pub mod dfs;
 pub mod edge;
 pub mod forward;
 pub mod frames;
+pub mod hours;
 pub mod inspect;
 pub mod node;
+pub mod operate;
 pub mod published;
 pub mod receive;
 pub mod root;

@@ -1,12 +1,10 @@
 //! A running node: the HTTP server in front, and behind it an edge or a root, as the topology has it.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode};
-use http_body_util::Full;
+use http::Method;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
@@ -16,9 +14,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tributary_common::http::body::BodyPace;
 use tributary_common::http::ops::Ops;
-use tributary_common::http::server::{Drained, Peer, ServerLimits, ServerMetrics, serve};
+use tributary_common::http::server::{Drained, ServerLimits, ServerMetrics, serve};
 use tributary_common::ids::LaneId;
-use tributary_common::messages::DRAIN_PATH;
 use tributary_common::shutdown::on_signal;
 use tributary_common::telemetry::{Metrics, notify_ready, notify_stopping, start_watchdog};
 
@@ -26,6 +23,7 @@ use crate::config::NodeConfig;
 use crate::dfs::probe::{ProbeError, probe};
 use crate::dfs::{CreateOptions, Dfs, DfsOptions, OpenError, open_dfs};
 use crate::edge::{Edge, EdgeMetrics, EdgeOptions, Folders, StartError};
+use crate::operate::Operator;
 use crate::receive::{ReceiveLimits, ReceiveMetrics, Receiver};
 use crate::root::Root;
 use crate::root::metrics::LaneMetrics;
@@ -187,11 +185,20 @@ pub async fn run(config: NodeConfig) -> Result<(), RunError> {
             shutdown.cancel();
         });
     }
+    let operator = Operator {
+        own: address.ip(),
+        drain,
+        root: match &*behind {
+            Behind::Root(root) => Some(Arc::clone(root)),
+            Behind::Edge(_) => None,
+        },
+        nodes: config.topology.tiers().iter().flat_map(|tier| &tier.nodes).map(|node| node.endpoint.clone()).collect(),
+    };
     let drained = serve(listener, server_limits, served, shutdown, move |request| {
-        let (receiver, ops, drain, asked) = (Arc::clone(&receiver), ops.clone(), drain.clone(), asked.clone());
+        let (receiver, ops, operator, asked) = (Arc::clone(&receiver), ops.clone(), operator.clone(), asked.clone());
         async move {
-            if request.uri().path() == DRAIN_PATH {
-                return begin_drain(&request, address.ip(), &drain);
+            if Operator::knows(request.uri().path()) {
+                return operator.answer(request).await;
             }
             match ops.answer(request.method(), request.uri().path()) {
                 Some(answer) => answer,
@@ -219,28 +226,6 @@ pub async fn run(config: NodeConfig) -> Result<(), RunError> {
     }
     tracing::info!("stopped");
     Ok(())
-}
-
-/// Only who is on this machine may empty it: there is no other proof yet of who asks.
-fn begin_drain<B>(request: &Request<B>, own: IpAddr, drain: &CancellationToken) -> Response<Full<Bytes>> {
-    let answer = |status: StatusCode, error: &str| {
-        let text = serde_json::json!({ "error": error }).to_string();
-        let mut response = Response::new(Full::new(Bytes::from(text)));
-        *response.status_mut() = status;
-        response
-    };
-    if request.method() != Method::POST {
-        return answer(StatusCode::METHOD_NOT_ALLOWED, "this path takes POST only");
-    }
-    match request.extensions().get::<Peer>() {
-        Some(Peer(peer)) if peer.ip().to_canonical().is_loopback() || peer.ip() == own => {
-            drain.cancel();
-            let mut response = Response::new(Full::new(Bytes::from_static(b"{}")));
-            *response.status_mut() = StatusCode::ACCEPTED;
-            response
-        }
-        _ => answer(StatusCode::FORBIDDEN, "a node is drained from its own machine: tributary-aggregator drain"),
-    }
 }
 
 /// Opens the sink of a node's topology.

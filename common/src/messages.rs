@@ -37,6 +37,10 @@ pub const CATEGORIES_PATH: &str = "/v1/categories";
 pub const STATUS_PATH: &str = "/v1/status";
 /// Where an operator tells an aggregator to empty itself and end.
 pub const DRAIN_PATH: &str = "/v1/drain";
+/// Where an operator asks a root which agents it expects.
+pub const AGENTS_PATH: &str = "/v1/agents";
+/// Where an operator tells a root to expect an agent no more.
+pub const RETIRE_PATH: &str = "/v1/agents/retire";
 /// The content type of a body of batches; the version of the protocol is part of it.
 pub const BATCHES_CONTENT_TYPE: &str = "application/vnd.tributary.batches.v1";
 

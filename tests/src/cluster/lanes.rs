@@ -116,6 +116,18 @@ impl Cluster {
         fs::write(self.folder().join("topology.toml"), self.topology()).context("writing the topology")
     }
 
+    /// What a command of the aggregator writes to its standard output, with the configuration of one node, and how it ends.
+    ///
+    /// # Errors
+    /// It can't be run.
+    pub async fn ask(&self, role: Role, arguments: &[&str]) -> Result<(Option<i32>, String)> {
+        let mut command = tokio::process::Command::new(&self.programs.aggregator);
+        command.args(arguments).arg("--config").arg(self.config(role)).kill_on_drop(true);
+        let output = command.output().await.with_context(|| format!("{arguments:?}"))?;
+        eprint!("{}", String::from_utf8_lossy(&output.stderr));
+        Ok((output.status.code(), String::from_utf8(output.stdout)?))
+    }
+
     /// Runs a command of the aggregator with the configuration of one node.
     async fn command(&self, role: Role, arguments: &[&str]) -> Result<()> {
         let config = self.config(role).to_owned();

@@ -2,5 +2,6 @@
 
 mod bad_peers;
 mod chaos;
+mod commands;
 mod operations;
 mod several_roots;
