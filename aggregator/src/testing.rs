@@ -45,6 +45,12 @@ pub(crate) fn category() -> CategoryName {
 
 /// A batch of a stream, from a sender that knows it to be committed up to `committed`.
 pub(crate) fn batch(stream: StreamId, start: u64, end: u64, committed: u64) -> Batch {
+    batch_between(stream, at(stream, start), at(stream, end), committed)
+}
+
+/// The same, with positions that may be those of other bytes.
+pub(crate) fn batch_between(stream: StreamId, from: Position, to: Position, committed: u64) -> Batch {
+    let (start, end) = (from.offset, to.offset);
     let raw = content(stream, start, end);
     let bucket = BucketSize::HOUR.bucket_of_ms(0);
     let descriptor = SliceDescriptor {
@@ -52,8 +58,8 @@ pub(crate) fn batch(stream: StreamId, start: u64, end: u64, committed: u64) -> B
         host: "web-1.example".into(),
         stream,
         base: Position::zero(),
-        start: at(stream, start),
-        end: at(stream, end),
+        start: from,
+        end: to,
         batch_hash: batch_hash(&raw),
         runs: vec![Run { start, len: end - start, stored: end - start }],
         records: 1,
@@ -70,8 +76,8 @@ pub(crate) fn batch(stream: StreamId, start: u64, end: u64, committed: u64) -> B
             category: category(),
             stream,
             base: Position::zero(),
-            start: at(stream, start),
-            end: at(stream, end),
+            start: from,
+            end: to,
             committed: at(stream, committed),
             received_ms: Some(1_000_000),
             slices: vec![SliceRef { bucket, frame_len: body.len() as u32 }],

@@ -397,7 +397,13 @@ impl Core {
             verdict: match offer {
                 None | Some(Offer::Take | Offer::Held | Offer::BelowCommitted) => Verdict::Ok,
                 Some(Offer::Beyond) => Verdict::Expected,
-                Some(Offer::Diverged) => Verdict::Diverged { history: run.history() },
+                // The sender takes what it is told with this word for stored, and only what is committed is.
+                Some(Offer::Diverged) if run.is_empty() => Verdict::Diverged { history: vec![run.committed()] },
+                Some(Offer::Diverged) => Verdict::Wait {
+                    reason:
+                        "the stream's bytes are others than those that are held here, and these are not committed yet"
+                            .into(),
+                },
             },
         }
     }

@@ -5,11 +5,11 @@ use std::path::Path;
 use tributary_common::http::backoff::BackoffLimits;
 use tributary_common::ids::StreamId;
 use tributary_common::messages::{BATCHES_CONTENT_TYPE, BATCHES_PATH, Verdict};
-use tributary_common::position::Position;
+use tributary_common::position::{Position, TailHash};
 
 use super::*;
 use crate::spool::run::{Entry, Offer, Place, Run};
-use crate::testing::{Served, at, batch, body, content, offer, position, post, serve_on, serve_tier};
+use crate::testing::{Served, at, batch, batch_between, body, content, offer, position, post, serve_on, serve_tier};
 use crate::tier::Elsewhere;
 
 const S: StreamId = StreamId(7);
@@ -256,6 +256,24 @@ async fn batches_go_up_and_committed_comes_down() {
     until("the files go", || async { std::fs::read_dir(&spool).expect("lists").count() <= 1 }).await;
     until("the status shows it", || async { edge.edge.status().await["spool"]["batches"] == 0 }).await;
     assert_eq!(edge.edge.ready(), Ok(()));
+}
+
+#[tokio::test]
+async fn nobody_hears_of_other_bytes_before_those_that_are_held_are_committed() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let parent = Parent::default();
+    let above = serve_tier(parent.clone()).await;
+    let edge = Running::start(dir.path(), &[above.address]).await;
+    offer(edge.address(), &batches(0, 200, 0)).await;
+    let other = |offset| Position { offset, tail: TailHash(7) };
+    let batch = batch_between(S, at(S, 100), other(200), 0);
+    let answer = offer(edge.address(), std::slice::from_ref(&batch)).await.remove(0);
+    assert!(matches!(answer.verdict, Verdict::Wait { .. }), "{answer:?}");
+    until("the parent has all", || async { parent.stored(S) == content(S, 0, 200) }).await;
+    parent.commit();
+    until("committed comes down", || async { edge.committed(S).await == 200 }).await;
+    let answer = offer(edge.address(), &[batch]).await.remove(0);
+    assert_eq!(answer.verdict, Verdict::Diverged { history: vec![at(S, 200)] });
 }
 
 #[tokio::test]

@@ -16,7 +16,6 @@
 
 use std::collections::VecDeque;
 
-use tributary_common::limits::HISTORY_LEN;
 use tributary_common::position::Position;
 
 /// Where an entry lies in the spool.
@@ -181,16 +180,6 @@ impl Run {
         cut
     }
 
-    /// The highest positions that this run knows, oldest first.
-    #[must_use]
-    pub fn history(&self) -> Vec<Position> {
-        let known = 1 + self.entries.len();
-        std::iter::once(self.committed)
-            .chain(self.entries.iter().map(|entry| entry.end))
-            .skip(known.saturating_sub(HISTORY_LEN))
-            .collect()
-    }
-
     /// Takes all entries out.
     pub fn into_entries(self) -> impl Iterator<Item = Entry> {
         self.entries.into_iter()
@@ -279,7 +268,6 @@ mod tests {
         assert_eq!(run.offer(other(100), at(400)), Offer::Diverged);
         assert_eq!(run.offer(at(100), other(200)), Offer::Diverged);
         assert_eq!(run.offer(other(250), at(400)), Offer::Take, "no batch ended at 250: nothing is known of it here");
-        assert_eq!(run.history(), [at(100), at(200), at(300)]);
     }
 
     #[test]
