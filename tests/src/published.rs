@@ -31,6 +31,9 @@ pub struct Hour {
     pub manifests: Vec<Manifest>,
 }
 
+/// The roll size of the trees that are judged: the default.
+const ROLL_SIZE: u64 = 1 << 30;
+
 /// The fields of a manifest that the tests need.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Manifest {
@@ -45,6 +48,9 @@ pub struct Manifest {
 pub struct ManifestFile {
     /// Its name in its folder.
     pub name: String,
+    /// The lane that wrote it; a late file's manifest may leave it out.
+    #[serde(default)]
+    pub lane: u16,
     /// Its length.
     pub bytes: u64,
     /// Its records.
@@ -126,7 +132,7 @@ impl Published {
         self.hours.values().flat_map(|hour| hour.late.iter().cloned()).collect()
     }
 
-    /// Fails when manifests and files differ, or a success file is missing.
+    /// Fails when manifests and files differ, a success file is missing, or there are more files than there may be.
     ///
     /// # Errors
     /// The first that is wrong.
@@ -141,6 +147,7 @@ impl Published {
                     "{folder}: a manifest's {} records are {records}",
                     manifest.records
                 );
+                check_bound(manifest).with_context(|| folder.clone())?;
                 named.extend(manifest.files.iter().map(|file| (file.name.clone(), file.bytes)));
             }
             let present = hour.files.iter().chain(&hour.late);
@@ -152,6 +159,22 @@ impl Published {
         }
         Ok(())
     }
+}
+
+/// Fails when a lane has more files of a codec than twice the bytes over the roll size, and one.
+fn check_bound(manifest: &Manifest) -> Result<()> {
+    let mut lanes: BTreeMap<(u16, &str), (u64, u64)> = BTreeMap::new();
+    for file in &manifest.files {
+        let codec = file.name.rsplit('.').next().unwrap_or_default();
+        let (files, bytes) = lanes.entry((file.lane, codec)).or_default();
+        *files += 1;
+        *bytes += file.bytes;
+    }
+    for ((lane, codec), (files, bytes)) in lanes {
+        let most = 2 * bytes / ROLL_SIZE + 1;
+        ensure!(files <= most, "lane {lane} has {files} files of {codec} with {bytes} bytes; {most} are the most");
+    }
+    Ok(())
 }
 
 /// All files below the root of `tree`, hidden ones too.
@@ -232,6 +255,10 @@ mod tests {
             r#"{"records":1,"files":[{"name":"y.gz","bytes":1,"records":1}]}"#,
         )?;
         look().await?.check_manifests()?;
+        let two = r#"{"records":3,"files":[{"name":"x.gz","lane":0,"bytes":5,"records":3},{"name":"w.gz","lane":0,"bytes":1,"records":0}]}"#;
+        write(&format!("{hour}/_MANIFEST.json"), two)?;
+        let error = look().await?.check_manifests().expect_err("two small files of one lane");
+        assert!(format!("{error:#}").contains("2 files"), "{error:#}");
         write(&format!("{hour}/readme"), "")?;
         assert!(look().await.is_err(), "readers would read it");
         Ok(())

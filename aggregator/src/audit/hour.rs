@@ -200,7 +200,10 @@ impl Hour {
 fn difference(expected: &Manifest, found: &Manifest) -> Option<String> {
     let names = |manifest: &Manifest| manifest.files.iter().map(|file| file.name.clone()).collect::<BTreeSet<_>>();
     let (sealed, named) = (names(expected), names(found));
-    let what = if sealed != named {
+    let what = if expected.lanes != found.lanes {
+        let numbers = |lanes: &[LaneId]| lanes.iter().map(|lane| lane.0).collect::<Vec<_>>();
+        format!("there are seals of the lanes {:?}, and it names {:?}", numbers(&expected.lanes), numbers(&found.lanes))
+    } else if sealed != named {
         let only_sealed: Vec<&String> = sealed.difference(&named).collect();
         let only_named: Vec<&String> = named.difference(&sealed).collect();
         format!("only the seals name {only_sealed:?}, only the manifest names {only_named:?}")

@@ -329,6 +329,18 @@ async fn a_manifest_or_a_seal_that_lies_is_found() {
 }
 
 #[tokio::test]
+async fn a_missing_seal_is_found_also_of_a_lane_without_a_file() {
+    let sink = Sink::good();
+    let first = [("a.l0.gz", [frame(1, 0, 10), frame(1, 10, 20)].concat())];
+    let second = [("b.l1.gz", [frame(2, 0, 10), frame(2, 10, 20), frame(2, 20, 30)].concat())];
+    sink.publish(HOUR, 0, &[(0, &first), (1, &second), (2, &[])]);
+    let (good, text) = sink.audit(|_| ()).await;
+    assert!(good, "{text}");
+    std::fs::remove_file(sink.path(&format!("{HOUR}/_seal-2.json"))).expect("removed");
+    sink.is_found(&["seals of the lanes [0, 1], and it names [0, 1, 2]"]).await;
+}
+
+#[tokio::test]
 async fn bytes_that_the_manifest_declares_as_lost_are_no_gap() {
     let sink = Sink::good();
     let first = [("a.l0.gz", [frame(1, 0, 10), frame(1, 10, 20)].concat())];

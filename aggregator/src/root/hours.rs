@@ -48,7 +48,8 @@ pub struct FilePlan {
     pub empty: Vec<String>,
 }
 
-/// Plans an hour's files out of its closed segments, so that at most one file per codec is smaller than half of `roll_size`.
+/// Plans an hour's files out of its closed segments: of each codec at most `2 * bytes / roll_size + 1`, however many segments
+/// crashes and takeovers have left.
 ///
 /// A segment of at least half of `roll_size` with nothing torn stays as it is. The others are packed into joins, filled in
 /// order up to `roll_size`; a single one that needs no copying stays as it is, too.
@@ -112,6 +113,7 @@ pub struct ManifestFile {
 ///   "category": "nginx-access",
 ///   "bucket_start_s": 1795377600,
 ///   "bucket_size_s": 3600,
+///   "lanes": [0, 1],
 ///   "complete": true,
 ///   "records": 2,
 ///   "bytes": 40,
@@ -133,6 +135,8 @@ pub struct Manifest {
     pub bucket_start_s: i64,
     /// The bucket's size in seconds.
     pub bucket_size_s: u32,
+    /// The lanes that have sealed it: all that there were, also those without a file.
+    pub lanes: Vec<LaneId>,
     /// Whether every agent had said that it had shipped all of the hour, and all that it had named was stored, or declared lost.
     pub complete: bool,
     /// All records.
@@ -176,6 +180,7 @@ impl Manifest {
             category: key.category.clone(),
             bucket_start_s: key.bucket.start_s(),
             bucket_size_s: key.bucket.size().seconds(),
+            lanes: seals.iter().map(|seal| seal.lane).collect(),
             records: files.iter().map(|file| file.records).sum(),
             bytes: files.iter().map(|file| file.bytes).sum(),
             files,
@@ -296,7 +301,7 @@ mod tests {
             let plan = plan_files(&segments, 100);
             let files = (plan.whole.len() + plan.joins.len()) as u64;
             // Two neighbours never fit into one file, so any two hold more than the roll size.
-            assert!(files <= 2 * total.div_ceil(100) + 1, "{count} segments of {total} bytes gave {files} files");
+            assert!(files <= 2 * total / 100 + 1, "{count} segments of {total} bytes gave {files} files");
         }
     }
 }
