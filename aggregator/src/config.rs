@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tributary_common::config::kind::{duration, parsed, size, text, text_as};
-use tributary_common::config::{Complaint, ConfigErrors, Field, MIB, Read, Table, nearest, parse, read_text};
+use tributary_common::config::{
+    Complaint, ConfigErrors, Field, MIB, Read, Table, nearest, parse, read_text, show_size,
+};
 use tributary_common::ids::NodeName;
 use tributary_common::telemetry::LogOptions;
 use tributary_common::topology::{NodeRef, SpoolOptions, Topology};
@@ -159,9 +161,21 @@ fn read_spool(root: &mut Table<'_>, topology: Option<&Topology>) -> Option<Spool
         2 * spool.segment_bytes <= spool.max_bytes,
         &format!(
             "2 * spool.segment_bytes <= spool.max_bytes, where the topology's spool.segment_bytes is {}",
-            tributary_common::config::show_size(spool.segment_bytes)
+            show_size(spool.segment_bytes)
         ),
         "a segment is freed as a whole: one must fit while another is filled",
+        &[max_bytes.place()],
+    );
+    let max_request_bytes = topology?.limits().max_request_bytes;
+    table.require(
+        spool.bytes_for_a_request(max_request_bytes) <= spool.max_bytes,
+        &format!(
+            "spool.segment_bytes + 2 * limits.max_request_bytes <= spool.max_bytes, where the topology's \
+             spool.segment_bytes is {} and limits.max_request_bytes is {}",
+            show_size(spool.segment_bytes),
+            show_size(max_request_bytes)
+        ),
+        SpoolOptions::WHY_A_REQUEST_MUST_FIT,
         &[max_bytes.place()],
     );
     Some(spool)
@@ -251,9 +265,10 @@ address = "10.0.0.21:7800"
             "did you mean \"edge-1\"?",
             "\"edge-2:7700\" is not an address to listen on",
             "the path \"data\" is relative",
-            "where the topology's spool.segment_bytes is 64 MiB",
+            "2 * spool.segment_bytes <= spool.max_bytes, where the topology's spool.segment_bytes is 64 MiB",
+            "where the topology's spool.segment_bytes is 64 MiB and limits.max_request_bytes is 32 MiB",
             "unknown key `spool.max_age`",
-            "5 errors in /etc/tributary/node.toml",
+            "6 errors in /etc/tributary/node.toml",
         ] {
             assert!(shown.contains(expected), "{expected} is missing in:\n{shown}");
         }

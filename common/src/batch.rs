@@ -222,6 +222,14 @@ impl Batch {
         head.into()
     }
 
+    /// Bytes of the whole batch in a request or a spool segment.
+    #[must_use]
+    pub fn encoded_len(&self) -> u64 {
+        let header = postcard::serialize_with_flavor(&self.header, postcard::ser_flavors::Size::default())
+            .expect("counting bytes can't fail");
+        (PREFIX_BYTES + header + self.body.len()) as u64
+    }
+
     /// Takes the batch at the beginning of `bytes` off. The body stays where it is in memory.
     ///
     /// # Errors
@@ -361,6 +369,7 @@ mod tests {
     fn batches_are_taken_off_one_by_one() {
         let batch = batch();
         let mut bytes = Bytes::from([encode(&batch), encode(&batch)].concat());
+        assert_eq!(bytes.len() as u64, 2 * batch.encoded_len());
         assert_eq!(Batch::take_from(&mut bytes).expect("a good batch"), batch);
         let second = Batch::take_from(&mut bytes).expect("a good batch");
         assert_eq!(second.verify().expect("verifies").len(), 2);

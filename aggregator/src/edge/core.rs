@@ -31,6 +31,9 @@ use crate::tier::{Elsewhere, Overloaded, Received};
 /// What was offered is put into one group up to this size.
 const GROUP_BYTES: u64 = 32 << 20;
 
+/// A batch may grow by as much in the spool: its sender's idea of what is committed gives way to the spool's own.
+const POSITION_BYTES: u64 = 32;
+
 /// When a sender may come again after a write to the spool failed or found no room.
 const NO_ROOM_RETRY_AFTER: Duration = Duration::from_secs(5);
 
@@ -313,7 +316,7 @@ impl Core {
             if offered.reply.is_closed() {
                 continue;
             }
-            let bytes = offered.batches.iter().map(|one| one.batch.body.len() as u64 + 1024).sum();
+            let bytes = offered.batches.iter().map(|one| one.batch.encoded_len() + POSITION_BYTES).sum();
             if let Err(full) = self.spool.room(&group, offered.batches.len() as u64, bytes) {
                 self.metrics.offered(Outcome::NoRoom, offered.batches.len() as u64);
                 self.trouble = Some(full.to_string());

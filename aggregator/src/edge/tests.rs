@@ -585,6 +585,23 @@ async fn a_batch_that_rots_on_the_disk_comes_again_from_its_sender() {
 }
 
 #[tokio::test]
+async fn the_smallest_spool_that_the_topology_allows_has_room_for_every_request() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let above = free_address().await;
+    let _above = serve_on(Parent::committing(), above).await;
+    let largest = body(&batches(0, 100, 0)).len() as u64;
+    let small = |options: &mut EdgeOptions| options.spool.max_bytes = options.spool.segment_bytes + 2 * largest;
+    let edge = Running::start_with(dir.path(), &[above], small).await;
+    for sent in (0..2000).step_by(100) {
+        let whole = body(&batches(sent, sent + 100, 0));
+        until("the request is taken", || async {
+            post(edge.address(), BATCHES_PATH, BATCHES_CONTENT_TYPE, whole.clone()).await.0 == 200
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
 async fn a_full_spool_puts_senders_off_until_the_parent_has_taken_some() {
     let dir = tempfile::tempdir().expect("a directory");
     let above = free_address().await;

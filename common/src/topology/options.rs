@@ -108,7 +108,8 @@ pub struct RosterOptions {
 /// The table `[spool]`: the disk buffer of every node that isn't a root.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SpoolOptions {
-    /// `max_bytes`: when as much is held, senders are put off. Default 10 GiB, from 2 MiB to 1024 TiB.
+    /// `max_bytes`: when as much is held, senders are put off. Default 10 GiB, from 2 MiB to 1024 TiB, and enough for two
+    /// segments and for a segment with two of the largest requests.
     pub max_bytes: u64,
     /// `max_age`: what is held for longer is set aside. Default 7d, from 1m to 3650d.
     pub max_age: Duration,
@@ -117,6 +118,18 @@ pub struct SpoolOptions {
     /// `sync_interval`: longest time that a batch waits for others, to be made durable with them. Default 5ms, from 0
     /// (don't wait) to 1s.
     pub sync_interval: Duration,
+}
+
+impl SpoolOptions {
+    /// What is said where [`SpoolOptions::bytes_for_a_request`] isn't there.
+    pub const WHY_A_REQUEST_MUST_FIT: &'static str = "the newest segment stays also when all of it is committed: a request that doesn't fit beside it would be put off for ever";
+
+    /// Bytes without which a request of `max_request_bytes` might never be taken, however empty the spool is: it is written
+    /// behind a segment that isn't full yet, and once more as much is for the positions that are written with it.
+    #[must_use]
+    pub const fn bytes_for_a_request(&self, max_request_bytes: u64) -> u64 {
+        self.segment_bytes + 2 * max_request_bytes
+    }
 }
 
 /// The table `[forward]`: how nodes that aren't roots send to their parents.

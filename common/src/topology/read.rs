@@ -29,9 +29,9 @@ pub(super) fn topology(root: &mut Table<'_>) -> Read<Topology> {
     let on_files = sink.as_ref().is_ok_and(|sink| sink.kind == SinkKind::File);
     let written = root_options(root, on_files);
     let roster = roster(root, &written.files.give_up_after);
-    let (spool, max_age) = spool(root);
+    let (limits, max_request_bytes) = limits(root);
+    let (spool, max_age) = spool(root, &max_request_bytes);
     let (forward, request_timeout) = forward(root);
-    let limits = limits(root);
     relations(root, &written, &call_timeout, &max_age, &request_timeout);
     let categories = categories(root, &written);
     let tiers = tiers(root);
@@ -342,7 +342,7 @@ fn root_options(root: &mut Table<'_>, on_files: bool) -> RootFields {
     }
 }
 
-fn spool(root: &mut Table<'_>) -> (SpoolOptions, Field<Duration>) {
+fn spool(root: &mut Table<'_>, max_request_bytes: &Field<u64>) -> (SpoolOptions, Field<Duration>) {
     let mut table = root.table("spool");
     let max_bytes = table.or("max_bytes", size(2 * MIB..=1024 * TIB), 10 * GIB);
     let max_age = table.or("max_age", duration(MINUTE..=3650 * DAY), 7 * DAY);
@@ -360,6 +360,12 @@ fn spool(root: &mut Table<'_>) -> (SpoolOptions, Field<Duration>) {
         segment_bytes: *segment_bytes,
         sync_interval: *sync_interval,
     };
+    table.require(
+        options.bytes_for_a_request(**max_request_bytes) <= *max_bytes,
+        "spool.segment_bytes + 2 * limits.max_request_bytes <= spool.max_bytes",
+        SpoolOptions::WHY_A_REQUEST_MUST_FIT,
+        &[max_bytes.place(), segment_bytes.place(), max_request_bytes.place()],
+    );
     (options, max_age)
 }
 
@@ -396,7 +402,7 @@ fn forward(root: &mut Table<'_>) -> (ForwardOptions, Field<Duration>) {
     (options, request_timeout)
 }
 
-fn limits(root: &mut Table<'_>) -> NodeLimits {
+fn limits(root: &mut Table<'_>) -> (NodeLimits, Field<u64>) {
     let mut table = root.table("limits");
     let max_request_bytes = table.or("max_request_bytes", size(64 * KIB..=GIB), 32 * MIB);
     let max_batch_bytes = table.or("max_batch_bytes", size(64 * KIB..=64 * MIB), 16 * MIB);
@@ -417,7 +423,7 @@ fn limits(root: &mut Table<'_>) -> NodeLimits {
     let header_timeout = table.or("header_timeout", duration(SECOND..=10 * MINUTE), MINUTE);
     let body_idle_timeout = table.or("body_idle_timeout", duration(100 * MS..=10 * MINUTE), 30 * SECOND);
     let min_body_rate = table.or("min_body_rate", size(1..=GIB), 4 * KIB);
-    NodeLimits {
+    let limits = NodeLimits {
         max_request_bytes: *max_request_bytes,
         max_batch_bytes: *max_batch_bytes,
         max_in_flight_bytes: *max_in_flight_bytes,
@@ -425,7 +431,8 @@ fn limits(root: &mut Table<'_>) -> NodeLimits {
         header_timeout: *header_timeout,
         body_idle_timeout: *body_idle_timeout,
         min_body_rate: *min_body_rate,
-    }
+    };
+    (limits, max_request_bytes)
 }
 
 fn categories(root: &mut Table<'_>, written: &RootFields) -> Read<BTreeMap<CategoryName, Category>> {

@@ -164,7 +164,7 @@ recompress_below = 0
 [spool]
 max_age = "40d"
 segment_bytes = "4 GiB"
-max_bytes = "6 GiB"
+max_bytes = "5 GiB"
 [limits]
 max_request_bytes = "1 GiB"
 [[tier]]
@@ -198,6 +198,7 @@ roll_size = "1 MiB"
         ("14:15", "this must hold: root.close_delay < root.give_up_after"),
         ("17:11", "this must hold: spool.max_age < root.stream_ttl"),
         ("18:17", "this must hold: 2 * spool.segment_bytes <= spool.max_bytes"),
+        ("19:13", "this must hold: spool.segment_bytes + 2 * limits.max_request_bytes <= spool.max_bytes"),
         ("21:21", "this must hold: limits.max_request_bytes <= limits.max_in_flight_bytes"),
         ("27:11", "\"10.0.0.1\" is not an address"),
         ("33:11", "the category \"Nginx\" is not allowed"),
@@ -209,7 +210,7 @@ roll_size = "1 MiB"
         let found = shown.split("error: ").any(|error| error.contains(title) && error.contains(&at));
         assert!(found, "{place} {title} is missing in:\n{shown}");
     }
-    assert!(shown.ends_with("17 errors in topology.toml"), "{shown}");
+    assert!(shown.ends_with("18 errors in topology.toml"), "{shown}");
 }
 
 #[test]
