@@ -116,6 +116,9 @@ pub struct ClusterOptions {
     pub bucket: String,
     /// `gzip` (default) or `zstd`.
     pub codec: String,
+    /// Whether the agents find the edges in the topology, each in an order of its own; default no: the first of each is the one
+    /// with its number.
+    pub edges_by_tier: bool,
     /// What the agents tail in their folders; default `access.log*`.
     pub include: String,
     /// What they don't; default `*.gz`.
@@ -145,6 +148,7 @@ impl Default for ClusterOptions {
             category: "nginx-access".into(),
             bucket: "1m".into(),
             codec: "gzip".into(),
+            edges_by_tier: false,
             include: "access.log*".into(),
             exclude: "*.gz".into(),
             small_disks: Vec::new(),

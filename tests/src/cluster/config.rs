@@ -103,7 +103,12 @@ impl Cluster {
             .map(|n| self.nodes[&Role::Edge((n + number) % self.options.edges)].outer_port())
             .map(|port| format!("\"http://127.0.0.1:{port}\""))
             .collect();
-        let (endpoints, logs) = (endpoints.join(", "), self.log_dir(number));
+        let endpoints = if self.options.edges_by_tier {
+            "topology = \"topology.toml\"\ntier = \"edge\"".to_owned()
+        } else {
+            format!("endpoints = [{}]", endpoints.join(", "))
+        };
+        let logs = self.log_dir(number);
         let (logs, state) = (logs.display(), self.state_dir(Role::Agent(number)));
         let (short, agent) = (tables.is_none(), &self.agent_ids[number]);
         let top = if short { SHORT_AGENT_TIMEOUTS } else { "" };
@@ -113,7 +118,7 @@ impl Cluster {
             ("", "")
         };
         format!(
-            "endpoints = [{endpoints}]\nagent_id = \"{agent}\"\nhost = \"web-{number}\"\ndata_dir = \"{}\"\n\
+            "{endpoints}\nagent_id = \"{agent}\"\nhost = \"web-{number}\"\ndata_dir = \"{}\"\n\
              {top}{agent_lines}\n\
              [http]\nlisten = \"127.0.0.1:{port}\"\n[log]\nformat = \"text\"\n{batch}\
              [[source]]\ncategory = \"{category}\"\ninclude = [\"{logs}/{include}\"]\nexclude = [\"{logs}/{exclude}\"]\n{source}\

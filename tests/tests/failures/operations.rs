@@ -1,8 +1,9 @@
 //! What operators do to a tree under load, with real processes: emptying nodes, another number of lanes, nodes that go and come back.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use tributary_tests::cluster::{Cluster, ClusterOptions, Role};
 use tributary_tests::proxy::Fault;
 use tributary_tests::scenario::{restart, rotating_writer, scenario, stop, stop_all, writers};
@@ -123,4 +124,55 @@ async fn an_agent_changes_edges_in_the_middle_of_a_batch_and_comes_back() -> Res
         stop(writer)
     })
     .await
+}
+
+/// A new edge, as its agents see it: it is in the topology, and comes up with an empty disk.
+#[tokio::test(flavor = "multi_thread")]
+async fn load_spreads_over_the_edges_and_over_one_that_joins() -> Result<()> {
+    const AGENTS: usize = 6;
+    let options = ClusterOptions { agents: AGENTS, edges: 3, edges_by_tier: true, ..ClusterOptions::default() };
+    scenario("an edge joins", options, async |cluster| {
+        let writers = writers(cluster, AGENTS, 300)?;
+        let first = used_edges(cluster, AGENTS).await?;
+        let used = first.iter().collect::<BTreeSet<_>>();
+        ensure!(used.len() == 3, "each edge comes first for one of {AGENTS} agents, and not {first:?}");
+
+        let new = first[0];
+        cluster.kill9(new)?;
+        cluster.wipe_state(new)?;
+        until("all agents to ship without it", LIMIT, async || {
+            Ok((!used_edges(cluster, AGENTS).await?.contains(&new)).then_some(()))
+        })
+        .await?;
+        let without = used_edges(cluster, AGENTS).await?;
+        let kept = (0..AGENTS).filter(|&agent| first[agent] != new).all(|agent| without[agent] == first[agent]);
+        ensure!(kept, "only those that it served go elsewhere: first {first:?}, without it {without:?}");
+        writers[0].wait_for_more(1000).await?;
+
+        restart(cluster, new).await?;
+        until("the agents for which it comes first to use it", LIMIT, async || {
+            Ok((used_edges(cluster, AGENTS).await? == first).then_some(()))
+        })
+        .await?;
+        until("it to take batches", LIMIT, async || {
+            let taken = cluster.metric(new, "tributary_aggregator_received_batches_total").await?;
+            Ok((taken > 0.0).then_some(()))
+        })
+        .await?;
+        stop_all(writers)
+    })
+    .await
+}
+
+/// The edge that each agent ships to.
+async fn used_edges(cluster: &Cluster, agents: usize) -> Result<Vec<Role>> {
+    let edges =
+        (0..3).map(Role::Edge).map(|edge| Ok((cluster.url(edge, "")?, edge))).collect::<Result<BTreeMap<_, _>>>()?;
+    let mut used = Vec::new();
+    for agent in (0..agents).map(Role::Agent) {
+        let status = cluster.status(agent).await?;
+        let endpoint = status["endpoint"].as_str().context("an agent says where it ships to")?;
+        used.push(*edges.get(endpoint).with_context(|| format!("{endpoint} is none of {edges:?}"))?);
+    }
+    Ok(used)
 }
