@@ -573,6 +573,12 @@ impl HostileCluster {
         self.state().unfinished.clone()
     }
 
+    /// Calls that came so far, of all processes.
+    #[must_use]
+    pub fn calls(&self) -> u64 {
+        self.state().calls
+    }
+
     /// What it did so far.
     #[must_use]
     pub fn cruelties(&self) -> Cruelties {

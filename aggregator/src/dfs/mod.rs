@@ -309,7 +309,7 @@ pub trait DfsWriter: Send {
     /// Whatever went wrong; what was written since the last sync may or may not be there.
     async fn sync(&mut self) -> Result<(), DfsError>;
 
-    /// Syncs and closes; returns the length in bytes.
+    /// Syncs and closes; returns the length in bytes that the file has, by a look at it where the file system may err.
     ///
     /// # Errors
     /// Whatever went wrong; the file may be open or closed, and what was written since the last sync may or may not be

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tributary_common::ids::{LaneId, NodeName};
 
 use super::lane::{self, Ended, LaneSettings, Request};
-use super::marks::{self, BeatError, Heartbeat, Wishing};
+use super::marks::{self, BeatError, Heartbeat, Lookout, Wishing};
 use super::metrics::LaneMetrics;
 use super::ownership::{Next, Rules, Tenure, Watch, Word};
 use super::recovery::{self, Seized, TakeError, Taken};
@@ -21,8 +21,12 @@ use crate::dfs::Dfs;
 /// Requests that may wait for a lane's task. Their bytes are bounded where they are received.
 const QUEUE: usize = 64;
 
-/// How often a lane that another root owns is looked at: how soon a goodbye is heard.
-const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+/// How often a lane that another root owns is looked at by the two that are next in its order: how soon a goodbye is heard.
+/// The others look with every beat.
+const LOOK_INTERVAL: Duration = Duration::from_secs(4);
+
+/// How many look that often.
+const NEAR: usize = 2;
 
 /// Tries to say goodbye. Without one the next owner waits for `takeover_after`.
 const GOODBYES: usize = 3;
@@ -119,22 +123,24 @@ impl Keeper {
     /// Looks at the lane until it is this root's turn and its directory was taken. None when stopped.
     async fn watch(&self, reclaims: bool) -> Option<Seized> {
         let mut watch = Watch::new(self.rules.clone(), reclaims);
+        let mut lookout = Lookout::new(Arc::clone(&self.dfs), self.lane);
         let mut wishing = Wishing::new(Arc::clone(&self.dfs), self.lane, self.rules.me.clone());
+        let interval = if self.rules.my_rank() < NEAR { LOOK_INTERVAL } else { Duration::MAX };
         loop {
             let looking = tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return None,
-                looked = self.look(&mut watch, &mut wishing) => looked,
+                looked = self.look(&mut watch, &mut lookout, &mut wishing) => looked,
             };
             if looking.is_some() {
                 return looking;
             }
-            self.pause(self.rules.beat().min(LOOK_INTERVAL)).await;
+            self.pause(self.rules.beat().min(interval)).await;
         }
     }
 
-    async fn look(&self, watch: &mut Watch, wishing: &mut Wishing) -> Option<Seized> {
-        let look = match marks::look(&*self.dfs, self.lane).await {
+    async fn look(&self, watch: &mut Watch, lookout: &mut Lookout, wishing: &mut Wishing) -> Option<Seized> {
+        let look = match lookout.look(watch.wishes()).await {
             Ok(look) => look,
             Err(error) => {
                 tracing::warn!(lane = %self.lane, %error, "can't look who has the lane");
@@ -202,8 +208,8 @@ impl Keeper {
                 }
             }
             if let Some(give) = &give
-                && let Ok(look) = marks::look(&*self.dfs, self.lane).await
-                && let Some(to) = tenure.saw(Instant::now().into_std(), &look.wishes)
+                && let Ok(wishes) = marks::wishes(&*self.dfs, self.lane).await
+                && let Some(to) = tenure.saw(Instant::now().into_std(), &wishes)
             {
                 // Once is enough.
                 let _ = give.try_send(to.clone());

@@ -17,25 +17,81 @@ pub const OWNER_DIR: &str = "owner";
 /// # Errors
 /// When the sink doesn't say.
 pub async fn look(dfs: &dyn Dfs, lane: LaneId) -> Result<Look, DfsError> {
+    look_at_all(dfs, lane).await.map(|(look, _)| look)
+}
+
+async fn look_at_all(dfs: &dyn Dfs, lane: LaneId) -> Result<(Look, Option<(Epoch, DfsPath)>), DfsError> {
+    let (wishes, owned) = look_at_lane(dfs, lane).await?;
+    let mark = match &owned {
+        Some((_, dir)) => latest_mark(dfs, dir).await?,
+        None => None,
+    };
+    Ok((Look { epoch: owned.as_ref().map(|(epoch, _)| *epoch), mark, wishes }, owned))
+}
+
+/// Who wishes to have a lane.
+///
+/// # Errors
+/// When the sink doesn't say.
+pub async fn wishes(dfs: &dyn Dfs, lane: LaneId) -> Result<Vec<Wish>, DfsError> {
+    look_at_lane(dfs, lane).await.map(|(wishes, _)| wishes)
+}
+
+/// The wishes to have a lane, and the epoch and the directory of its owner.
+async fn look_at_lane(dfs: &dyn Dfs, lane: LaneId) -> Result<(Vec<Wish>, Option<(Epoch, DfsPath)>), DfsError> {
     let lane_dir = lanes_dir().join(lane.to_string());
-    let mut look = Look::default();
-    let mut highest: Option<(Epoch, String)> = None;
+    let (mut wishes, mut highest) = (Vec::<Wish>::new(), None);
     for entry in dfs.list(&lane_dir).await?.unwrap_or_default() {
         if let Some(epoch) = epoch_of(&entry.name) {
             highest = highest.max(Some((epoch, entry.name)));
         } else if let Some(wish) = Wish::parse(&entry.name) {
-            match look.wishes.iter_mut().find(|known| known.root == wish.root) {
+            match wishes.iter_mut().find(|known| known.root == wish.root) {
                 Some(known) => known.count = known.count.max(wish.count),
-                None => look.wishes.push(wish),
+                None => wishes.push(wish),
             }
         }
     }
-    if let Some((epoch, name)) = highest {
-        look.epoch = Some(epoch);
-        let marks = dfs.list(&lane_dir.join(name).join(OWNER_DIR)).await?.unwrap_or_default();
-        look.mark = marks.iter().filter_map(|entry| Mark::parse(&entry.name)).max_by_key(Mark::order);
+    Ok((wishes, highest.map(|(epoch, name)| (epoch, lane_dir.join(name)))))
+}
+
+/// The latest mark in an owner's directory; none when there is none, or when the directory is gone.
+async fn latest_mark(dfs: &dyn Dfs, owned: &DfsPath) -> Result<Option<Mark>, DfsError> {
+    let marks = dfs.list(&owned.join(OWNER_DIR)).await?.unwrap_or_default();
+    Ok(marks.iter().filter_map(|entry| Mark::parse(&entry.name)).max_by_key(Mark::order))
+}
+
+/// Looks at a lane again and again: with one call as long as its owner stays.
+pub struct Lookout {
+    dfs: Arc<dyn Dfs>,
+    lane: LaneId,
+    /// The owner's directory when it was last seen.
+    owned: Option<(Epoch, DfsPath)>,
+}
+
+impl Lookout {
+    /// Nothing has been seen yet.
+    #[must_use]
+    pub fn new(dfs: Arc<dyn Dfs>, lane: LaneId) -> Self {
+        Self { dfs, lane, owned: None }
     }
-    Ok(look)
+
+    /// Looks at the mark of the owner that was seen before; when it is gone, or when `wishes` are to be looked at as well, at
+    /// all of the lane. A look at the owner alone has no wishes.
+    ///
+    /// # Errors
+    /// When the sink doesn't say.
+    pub async fn look(&mut self, wishes: bool) -> Result<Look, DfsError> {
+        // Who takes a lane renames its owner's directory: while that is there, nobody has.
+        if let Some((epoch, dir)) = self.owned.take_if(|_| !wishes)
+            && let Some(mark) = latest_mark(&*self.dfs, &dir).await?
+        {
+            self.owned = Some((epoch, dir));
+            return Ok(Look { epoch: Some(epoch), mark: Some(mark), wishes: Vec::new() });
+        }
+        let (look, owned) = look_at_all(&*self.dfs, self.lane).await?;
+        self.owned = owned;
+        Ok(look)
+    }
 }
 
 /// The mark could not be renewed.
@@ -199,6 +255,31 @@ mod tests {
         assert_eq!(seen.epoch, Some(theirs.epoch));
         let mark = seen.mark.expect("there is one");
         assert_eq!((mark.root, mark.word), (name("b"), Word::Goodbye(Some(name("a")))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lookout_sees_what_a_look_at_all_sees_and_asks_less() {
+        let cluster = HostileCluster::new(1, Hostility::none());
+        let (first, second): (Arc<dyn Dfs>, Arc<dyn Dfs>) = (Arc::new(cluster.process()), Arc::new(cluster.process()));
+        let lane = LaneId(3);
+        let mut lookout = Lookout::new(Arc::clone(&second), lane);
+        assert_eq!(lookout.look(false).await.expect("answers"), Look::default());
+        for (dfs, root) in [(&first, "a"), (&second, "b"), (&first, "c")] {
+            let owned = recovery::seize(dfs, lane).await.expect("taken");
+            let mut beat = Heartbeat::new(Arc::clone(dfs), owned.dir, owned.epoch, name(root));
+            for _ in 0..3 {
+                let all = look(&*second, lane).await.expect("answers");
+                assert_eq!(lookout.look(false).await.expect("answers"), all);
+                beat.beat(Word::Here).await.expect("it is theirs");
+            }
+            beat.beat(Word::Goodbye(None)).await.expect("it is theirs");
+            let before = cluster.calls();
+            let seen = lookout.look(false).await.expect("answers");
+            assert_eq!(cluster.calls() - before, 1, "nobody else has it");
+            assert_eq!(seen, look(&*second, lane).await.expect("answers"));
+        }
+        Wishing::new(Arc::clone(&first), lane, name("a")).renew(&[]).await.expect("made");
+        assert_eq!(lookout.look(true).await.expect("answers").wishes, [Wish { count: 0, root: name("a") }]);
     }
 
     #[tokio::test(start_paused = true)]

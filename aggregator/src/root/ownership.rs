@@ -154,6 +154,12 @@ impl Rules {
         self.takeover_after / 6
     }
 
+    /// How many roots come before this one in the order.
+    #[must_use]
+    pub fn my_rank(&self) -> usize {
+        self.rank(&self.me)
+    }
+
     fn rank(&self, root: &NodeName) -> usize {
         self.order.iter().position(|known| known == root).unwrap_or(self.order.len())
     }
@@ -245,7 +251,7 @@ impl Watch {
     /// Whether this root should have the lane rather than the one that has it.
     #[must_use]
     pub fn wishes(&self) -> bool {
-        self.owner().is_some_and(|owner| self.rules.rank(&self.rules.me) < self.rules.rank(owner))
+        self.owner().is_some_and(|owner| self.rules.my_rank() < self.rules.rank(owner))
     }
 }
 
@@ -292,7 +298,7 @@ impl Tenure {
         if now.saturating_duration_since(self.since) < self.rules.takeover_after + self.rules.jitter {
             return None;
         }
-        let mine = self.rules.rank(&self.rules.me);
+        let mine = self.rules.my_rank();
         self.rules.order[..mine.min(self.rules.order.len())]
             .iter()
             .find(|root| self.wishes.get(*root).is_some_and(|wished| wished.renewals >= WISH_RENEWALS))

@@ -252,31 +252,24 @@ impl LaneSink {
         }
     }
 
-    /// Syncs and closes a file, checks its length, and gives it all its copies.
+    /// Syncs and closes a file and gives it all its copies.
     async fn finish(&self, mut file: NewFile, path: &DfsPath) -> Result<(), DfsError> {
         if let Err(error) = file.writer.sync().await {
             self.replication.failed(Instant::now());
             return Err(error);
         }
         self.replication.works();
-        file.writer.close().await?;
+        let len = file.writer.close().await?;
+        if len != file.len {
+            let reason = format!("{} bytes were written, and the file has {len}", file.len);
+            return Err(DfsError::UnknownOutcome { call: "close", path: path.clone(), reason });
+        }
         if let Some(copies) = self.replication.raise_to(file.replication)
             && let Err(error) = self.dfs.set_replication(path, copies).await
         {
             tracing::warn!(file = %path, copies, %error, "the copies of a closed file can't be raised");
         }
-        self.check_len(path, file.len).await
-    }
-
-    async fn check_len(&self, path: &DfsPath, len: u64) -> Result<(), DfsError> {
-        match self.dfs.stat(path).await? {
-            Some(status) if status.len == len => Ok(()),
-            status => Err(DfsError::UnknownOutcome {
-                call: "close",
-                path: path.clone(),
-                reason: format!("{len} bytes were written, and the file has {:?}", status.map(|status| status.len)),
-            }),
-        }
+        Ok(())
     }
 
     /// Moves `from` to `to`. Done when `to` is there and `from` is not, whoever did it.

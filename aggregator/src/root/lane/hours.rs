@@ -3,7 +3,7 @@
 use tokio::time::Instant;
 use tributary_common::ids::{CategoryName, LaneId};
 
-use super::{Event, Job, Lane, MAX_JOBS, millis};
+use super::{Event, Job, Lane, MAX_JOBS, Unpublished, millis};
 use crate::dfs::DfsError;
 use crate::root::ledger::{HourKey, HourState, SegmentRecord};
 use crate::root::segment::SegmentId;
@@ -164,10 +164,8 @@ impl Lane {
 
     pub(super) fn publish(&mut self) {
         let now = Instant::now();
-        let due = |key: &&HourKey| {
-            !self.jobs.contains_key(*key) && self.publish_at.get(*key).is_none_or(|publish_at| *publish_at <= now)
-        };
-        let keys: Vec<HourKey> = self.unpublished.iter().filter(due).take(MAX_JOBS).cloned().collect();
+        let due = self.unpublished.iter().filter(|(key, hour)| hour.look_at <= now && !self.jobs.contains_key(*key));
+        let keys: Vec<HourKey> = due.map(|(key, _)| key.clone()).take(MAX_JOBS).collect();
         for key in keys {
             self.jobs.insert(key.clone(), Job::Executing);
             let (sink, events) = (self.sink.clone(), self.events.clone());
@@ -215,7 +213,7 @@ impl Lane {
                         }
                     }
                     self.jobs.remove(&key);
-                    self.unpublished.insert(key.clone());
+                    self.unpublished.insert(key.clone(), Unpublished::new(Instant::now()));
                     self.set_hour(key, HourState::Sealed);
                 }
                 Err(error) => {
@@ -258,13 +256,14 @@ impl Lane {
             Event::Published { key, result } => {
                 self.jobs.remove(&key);
                 // Other lanes have not sealed it yet, or the sink is not available.
-                self.publish_at.insert(key.clone(), Instant::now() + self.settings.commit_interval);
+                if let Some(hour) = self.unpublished.get_mut(&key) {
+                    hour.wait(Instant::now(), self.settings.commit_interval);
+                }
                 match result {
                     Ok(true) => {
                         tracing::info!(hour = %key, "published");
                         self.metrics.published();
                         self.unpublished.remove(&key);
-                        self.publish_at.remove(&key);
                         self.set_hour(key, HourState::Published);
                     }
                     Ok(false) => {}
@@ -343,4 +342,27 @@ impl Lane {
 
 pub(super) fn key_of(record: &SegmentRecord) -> HourKey {
     HourKey { category: record.category.clone(), bucket: record.bucket }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::root::lane::MAX_LOOK_INTERVAL;
+
+    #[test]
+    fn the_longer_an_hour_waits_for_other_lanes_the_rarer_it_is_looked_at() {
+        let (start, interval) = (Instant::now(), Duration::from_secs(5));
+        let mut hour = Unpublished::new(start);
+        let mut looks = Vec::new();
+        while hour.look_at < start + Duration::from_secs(24 * 3600) {
+            looks.push(hour.look_at - start);
+            hour.wait(hour.look_at, interval);
+        }
+        assert!(looks.windows(2).all(|pair| pair[1] - pair[0] >= interval), "{looks:?}");
+        let late = looks.windows(2).map(|pair| (pair[1] - pair[0]).saturating_sub(pair[0] / 8 + interval));
+        assert_eq!(late.max(), Some(Duration::ZERO), "published soon after it can be");
+        assert!(looks.len() < 24 * 61 && looks.windows(2).all(|pair| pair[1] - pair[0] <= MAX_LOOK_INTERVAL));
+    }
 }

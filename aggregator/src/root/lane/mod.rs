@@ -153,6 +153,26 @@ enum Job {
     Executing,
 }
 
+/// An hour that this lane has sealed, and that others may not have.
+struct Unpublished {
+    since: Instant,
+    /// When it is looked at next.
+    look_at: Instant,
+}
+
+impl Unpublished {
+    fn new(now: Instant) -> Self {
+        Self { since: now, look_at: now }
+    }
+
+    /// Puts the next look off after one at `now` that was in vain: the longer it has waited, the longer, so that the hours that
+    /// wait for a lost agent don't cost the sink more and more calls.
+    fn wait(&mut self, now: Instant, interval: Duration) {
+        let waited = now.saturating_duration_since(self.since);
+        self.look_at = now + (waited / 8).clamp(interval, MAX_LOOK_INTERVAL.max(interval));
+    }
+}
+
 /// The owner of a lane.
 pub struct Lane {
     settings: LaneSettings,
@@ -167,10 +187,8 @@ pub struct Lane {
     hours: BTreeMap<HourKey, HourState>,
     changed_hours: BTreeSet<HourKey>,
     /// Those of `hours` that are sealed and not published.
-    unpublished: BTreeSet<HourKey>,
+    unpublished: BTreeMap<HourKey, Unpublished>,
     jobs: BTreeMap<HourKey, Job>,
-    /// When it is looked again whether an hour can be published.
-    publish_at: BTreeMap<HourKey, Instant>,
     /// Hours that other lanes have sealed, and that this one has to seal, too.
     wanted: Vec<HourKey>,
     /// When these are looked for; none while somebody looks.
@@ -214,6 +232,9 @@ const MAX_CLOCK_DIFFERENCE_MS: i64 = 60_000;
 
 /// Jobs for hours at a time: enough to hide the sink's latency, few enough not to crowd out the writers.
 const MAX_JOBS: usize = 4;
+
+/// The longest time between two looks at an hour that this lane has sealed and others have not.
+const MAX_LOOK_INTERVAL: Duration = Duration::from_secs(60);
 
 /// When a sender that was refused for lack of room comes again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -275,7 +296,7 @@ impl Lane {
             .map(|(key, _)| (key.clone(), Job::Announcing { entry: 0 }))
             .collect();
         let sealed = taken.hours.iter().filter(|(_, state)| matches!(state, HourState::Sealed));
-        let unpublished = sealed.map(|(key, _)| key.clone()).collect();
+        let unpublished = sealed.map(|(key, _)| (key.clone(), Unpublished::new(now))).collect();
         let next_entry = taken.last_entry.map_or(0, |last| last + 1);
         Self {
             settings,
@@ -291,7 +312,6 @@ impl Lane {
             changed_hours: BTreeSet::new(),
             unpublished,
             jobs,
-            publish_at: BTreeMap::new(),
             wanted: Vec::new(),
             look_for_wanted_at: Some(now),
             sealed_up_to: taken.first_buckets.clone(),
