@@ -119,6 +119,8 @@ pub struct ClusterOptions {
     /// Whether the agents find the edges in the topology, each in an order of its own; default no: the first of each is the one
     /// with its number.
     pub edges_by_tier: bool,
+    /// At what size a file is closed, as the topology has it; default 1 GiB.
+    pub roll_size: String,
     /// What the agents tail in their folders; default `access.log*`.
     pub include: String,
     /// What they don't; default `*.gz`.
@@ -149,6 +151,7 @@ impl Default for ClusterOptions {
             bucket: "1m".into(),
             codec: "gzip".into(),
             edges_by_tier: false,
+            roll_size: "1 GiB".into(),
             include: "access.log*".into(),
             exclude: "*.gz".into(),
             small_disks: Vec::new(),

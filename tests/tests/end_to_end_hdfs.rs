@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use rustix::fs::statvfs;
 use tributary_tests::cluster::{Cluster, ClusterOptions, Role, Sink};
 use tributary_tests::hdfs::{HdfsOptions, MiniHdfs};
 use tributary_tests::judge::Scenario;
@@ -67,10 +68,21 @@ async fn scenario_on(
     compress: Compress,
     act: impl AsyncFnOnce(&mut Cluster, &mut Web, &mut MiniHdfs) -> Result<()>,
 ) -> Result<()> {
+    scenario_with(ClusterOptions::default(), options, name, readers, compress, act).await
+}
+
+async fn scenario_with(
+    cluster: ClusterOptions,
+    options: HdfsOptions,
+    name: &str,
+    readers: &[Reader],
+    compress: Compress,
+    act: impl AsyncFnOnce(&mut Cluster, &mut Web, &mut MiniHdfs) -> Result<()>,
+) -> Result<()> {
     let scenario = Scenario::new(name, readers);
     let mut hdfs = MiniHdfs::start(options).await?;
     let sink = Sink::Hdfs { uri: hdfs.uri(), webhdfs: hdfs.webhdfs().clone(), path: "/logs".into() };
-    let mut cluster = Cluster::start(ClusterOptions { sink, ..ClusterOptions::default() }).await?;
+    let mut cluster = Cluster::start(ClusterOptions { sink, ..cluster }).await?;
     let outcome = async {
         let mut web = Web::start(&cluster, compress).await?;
         act(&mut cluster, &mut web, &mut hdfs).await?;
@@ -178,4 +190,25 @@ async fn a_datanode_of_three_is_killed_under_load() -> Result<()> {
     };
     let options = HdfsOptions { datanodes: 3, ..HdfsOptions::default() };
     scenario_on(options, "hdfs: a DataNode of three killed", &[Reader::Zcat], Compress::No, act).await
+}
+
+/// HDFS keeps a block's room free for each open file, and here no DataNode has room for the block that a file of `roll_size` had
+/// best be.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_datanode_without_room_for_a_large_block_gets_smaller_ones() -> Result<()> {
+    const ROOM: u64 = 20 << 30;
+    let disk = statvfs(std::env::temp_dir())?;
+    let reserved = (disk.f_bavail * disk.f_frsize).saturating_sub(ROOM);
+    let settings = vec![("dfs.datanode.du.reserved".to_owned(), reserved.to_string())];
+    let cluster = ClusterOptions { roll_size: "1 TiB".into(), ..ClusterOptions::default() };
+    let options = HdfsOptions { settings, ..HdfsOptions::default() };
+    let act = async |cluster: &mut Cluster, web: &mut Web, _: &mut MiniHdfs| {
+        web.requests(5000).await?;
+        until("a file to fail", LIMIT, async || {
+            let failed = cluster.metric(Role::Root(0), "tributary_aggregator_root_segments_failed_total").await?;
+            Ok((failed > 0.0).then_some(()))
+        })
+        .await
+    };
+    scenario_with(cluster, options, "hdfs: little room", &[Reader::Zcat], Compress::No, act).await
 }

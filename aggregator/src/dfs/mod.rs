@@ -276,6 +276,18 @@ impl DfsError {
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Unavailable { .. } | Self::UnknownOutcome { .. })
     }
+
+    /// Whether the file system says that no node has room for one more block. HDFS has no other sign of it than its words.
+    #[must_use]
+    pub fn is_no_room_for_a_block(&self) -> bool {
+        match self {
+            // "... replicated to 0 nodes" in Hadoop 2, "... written to 0 of the 1 minReplication nodes" in Hadoop 3.
+            Self::Unavailable { reason, .. } | Self::UnknownOutcome { reason, .. } | Self::Refused { reason, .. } => {
+                reason.contains("could only be replicated to 0") || reason.contains("could only be written to 0")
+            }
+            Self::NotFound { .. } | Self::Exists { .. } => false,
+        }
+    }
 }
 
 /// What one attempt at recovery found.

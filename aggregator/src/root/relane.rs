@@ -31,8 +31,8 @@ use super::hours::{JOIN_PREFIX, TEMP_PREFIX};
 use super::lane::LaneSettings;
 use super::ledger::{Entry, HourKey, HourRecord, HourState, Loss, MemberRecord, SegmentRecord, StreamRecord};
 use super::marks::OWNER_DIR;
+use super::placement::Placement;
 use super::recovery::{self, CHANGING_DIR, Changing, TakeError, base_path, changing, epoch_of, read_base, write_base};
-use super::replication::Replication;
 use super::sink::{LaneSink, lanes_dir};
 use crate::dfs::{CreateOptions, Dfs, DfsError, DfsPath};
 
@@ -328,7 +328,7 @@ impl Change<'_> {
                 replication: self.settings.replication,
                 sync_timeout: self.settings.sync_timeout,
             },
-            replication: Arc::new(Replication::new(self.settings.replication, self.settings.min_replication)),
+            placement: Arc::new(Placement::new(self.settings.replication, self.settings.min_replication)),
             epoch,
             attempts: Arc::default(),
             success_file: self.settings.success_file.clone(),

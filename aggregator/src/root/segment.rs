@@ -49,8 +49,8 @@ pub struct Segment {
     pub key: HourKey,
     /// The codec of its frames.
     pub codec: Codec,
-    /// How many copies were asked for; none for the file system's own number.
-    pub replication: Option<u16>,
+    /// What was asked of the file system for it.
+    pub asked: CreateOptions,
     /// Bytes handed to the writer.
     pub written: u64,
     /// Bytes covered by a sync.
@@ -99,7 +99,7 @@ impl Segment {
         name: String,
         key: HourKey,
         codec: Codec,
-        replication: Option<u16>,
+        asked: CreateOptions,
         writer: mpsc::UnboundedSender<Command>,
     ) -> Self {
         Self {
@@ -107,7 +107,7 @@ impl Segment {
             name,
             key,
             codec,
-            replication,
+            asked,
             written: 0,
             synced: 0,
             busy: false,

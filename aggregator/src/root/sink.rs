@@ -20,7 +20,7 @@ use super::hours::{
     seal_file,
 };
 use super::ledger::{Entry, HourKey, LateMove, Lost, Missing, Seal, SealedFile, SegmentRecord};
-use super::replication::Replication;
+use super::placement::Placement;
 use crate::dfs::{CreateOptions, Dfs, DfsError, DfsPath, DfsWriter, recover_until_closed};
 
 /// How much of a file is read at once.
@@ -43,7 +43,7 @@ pub struct LaneSink {
     /// How new files are made.
     pub create: CreateOptions,
     /// How many copies new files get; shared by all clones.
-    pub replication: Arc<Replication>,
+    pub placement: Arc<Placement>,
     /// This owner's epoch, for names that no other owner has used.
     pub epoch: Epoch,
     /// Counts the files that were begun, for their names. Shared by all clones.
@@ -196,7 +196,7 @@ macro_rules! persist {
 struct NewFile {
     writer: Box<dyn DfsWriter>,
     len: u64,
-    replication: Option<u16>,
+    asked: CreateOptions,
 }
 
 impl LaneSink {
@@ -242,11 +242,11 @@ impl LaneSink {
     }
 
     async fn begin(&self, path: &DfsPath) -> Result<NewFile, DfsError> {
-        let replication = self.replication.for_new_file(Instant::now());
-        match self.dfs.create(path, CreateOptions { replication, ..self.create }).await {
-            Ok(writer) => Ok(NewFile { writer, len: 0, replication }),
+        let asked = self.placement.for_new_file(Instant::now(), self.create);
+        match self.dfs.create(path, asked).await {
+            Ok(writer) => Ok(NewFile { writer, len: 0, asked }),
             Err(error) => {
-                self.replication.failed(Instant::now());
+                self.placement.failed(Instant::now(), asked, &error);
                 Err(error)
             }
         }
@@ -255,16 +255,16 @@ impl LaneSink {
     /// Syncs and closes a file and gives it all its copies.
     async fn finish(&self, mut file: NewFile, path: &DfsPath) -> Result<(), DfsError> {
         if let Err(error) = file.writer.sync().await {
-            self.replication.failed(Instant::now());
+            self.placement.failed(Instant::now(), file.asked, &error);
             return Err(error);
         }
-        self.replication.works();
+        self.placement.works();
         let len = file.writer.close().await?;
         if len != file.len {
             let reason = format!("{} bytes were written, and the file has {len}", file.len);
             return Err(DfsError::UnknownOutcome { call: "close", path: path.clone(), reason });
         }
-        if let Some(copies) = self.replication.raise_to(file.replication)
+        if let Some(copies) = self.placement.raise_to(file.asked.replication)
             && let Err(error) = self.dfs.set_replication(path, copies).await
         {
             tracing::warn!(file = %path, copies, %error, "the copies of a closed file can't be raised");
@@ -641,7 +641,7 @@ mod tests {
             lane: LaneId(0),
             lanes: LaneCount::ONE,
             create: CreateOptions { block_size: 1 << 20, replication: None, sync_timeout: RETRY_PAUSE },
-            replication: Arc::new(Replication::new(None, 1)),
+            placement: Arc::new(Placement::new(None, 1)),
             epoch: mine.epoch,
             attempts: Arc::default(),
             success_file: "_SUCCESS".into(),

@@ -510,7 +510,7 @@ async fn leftovers_of_many_restarts_are_joined_into_one_file() {
             replication: None,
             sync_timeout: Duration::from_secs(5),
         },
-        replication: Arc::new(replication::Replication::new(None, 1)),
+        placement: Arc::new(placement::Placement::new(None, 1)),
         epoch: taken.epoch,
         attempts: Arc::default(),
         success_file: "_SUCCESS".into(),

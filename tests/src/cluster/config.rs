@@ -47,7 +47,7 @@ impl Cluster {
     }
 
     pub(super) fn topology(&self) -> String {
-        let ClusterOptions { category, bucket, codec, topology_lines, .. } = &self.options;
+        let ClusterOptions { category, bucket, codec, roll_size, topology_lines, .. } = &self.options;
         let lanes = self.lanes.get();
         let tables = self.options.tables.clone().unwrap_or_else(|| {
             let local = matches!(self.options.sink, Sink::Local);
@@ -65,7 +65,8 @@ impl Cluster {
         let sink = self.sink_uri();
         let mut text = format!(
             "[cluster]\nname = \"test\"\nlanes = {lanes}\n[sink]\nuri = \"{sink}\"\n{tables}\n{topology_lines}\n\
-             [category.{category}]\nbucket = \"{bucket}\"\ncodec = \"{codec}\"\n"
+             [category.{category}]\nbucket = \"{bucket}\"\ncodec = \"{codec}\"\n\
+             roll_size = \"{roll_size}\"\n"
         );
         let above_edges = if self.options.mids > 0 { "mid" } else { "root" };
         let mut tier = |name: &str, parent: Option<&str>, roles: Vec<Role>| {

@@ -24,13 +24,13 @@ use tributary_common::messages::{Answer, Owner, PositionsQuery, StreamQuery, Ver
 use tributary_common::report::{Report, ReportAnswer};
 
 use self::reports::HeldReply;
-use self::segments::{MIN_BLOCK_BYTES, ranges_of};
+use self::segments::ranges_of;
 use super::ingest::Ingest;
 use super::ledger::{Contents, HourKey, HourState, LateMove, Seal, SegmentRecord};
 use super::metrics::LaneMetrics;
 use super::patience::Patience;
+use super::placement::{MIN_BLOCK_BYTES, Placement};
 use super::recovery::Taken;
-use super::replication::Replication;
 use super::roster::{MemberView, Roster};
 use super::segment::{HeldRanges, Segment, SegmentId, WriterReport};
 use super::sink::{LaneSink, Scan};
@@ -269,7 +269,7 @@ impl Lane {
             lane,
             lanes: settings.lanes,
             create,
-            replication: Arc::new(Replication::new(settings.replication, settings.min_replication)),
+            placement: Arc::new(Placement::new(settings.replication, settings.min_replication)),
             epoch: taken.epoch,
             attempts: Arc::default(),
             success_file: settings.success_file.clone(),

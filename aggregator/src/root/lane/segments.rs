@@ -14,6 +14,7 @@ use super::{Closed, Event, GivenUp, Lane, Unsettled};
 use crate::dfs::{CreateOptions, DfsError};
 use crate::root::late_create::delete_late;
 use crate::root::ledger::{Contents, HourKey, SegmentRecord};
+use crate::root::placement::MIN_BLOCK_BYTES;
 use crate::root::segment::{HeldRanges, Segment, SegmentId, WriterReport, file_name, spawn_writer};
 use crate::root::sink::Scan;
 
@@ -57,16 +58,13 @@ impl Lane {
         let id = SegmentId(self.next_segment);
         self.next_segment += 1;
         let name = file_name(&key, codec, self.sink.lane, self.epoch, id);
-        let options = CreateOptions {
-            replication: self.sink.replication.for_new_file(Instant::now()),
-            block_size: block_size(
-                self.settings.categories.get(&key.category).map_or(MIN_BLOCK_BYTES, |c| c.roll_size),
-            ),
-            ..self.sink.create
-        };
+        let roll_size =
+            self.settings.categories.get(&key.category).map_or(MIN_BLOCK_BYTES, |settings| settings.roll_size);
+        let wanted = CreateOptions { block_size: block_size(roll_size), ..self.sink.create };
+        let asked = self.sink.placement.for_new_file(Instant::now(), wanted);
         let path = self.sink.dir.join(&name);
-        let writer = spawn_writer(Arc::clone(&self.sink.dfs), path, options, id, self.reports.clone());
-        self.open.insert(id, Segment::new(id, name, key.clone(), codec, options.replication, writer));
+        let writer = spawn_writer(Arc::clone(&self.sink.dfs), path, asked, id, self.reports.clone());
+        self.open.insert(id, Segment::new(id, name, key.clone(), codec, asked, writer));
         self.writing.insert((key, codec), id);
         id
     }
@@ -176,7 +174,7 @@ impl Lane {
             WriterReport::Synced(len) => {
                 if let Some(segment) = self.open.get_mut(&id) {
                     if segment.synced == 0 {
-                        self.sink.replication.works();
+                        self.sink.placement.works();
                     }
                     segment.busy = false;
                     let durable = segment.synced(len);
@@ -199,7 +197,7 @@ impl Lane {
 
     /// Gives a file that was made with fewer copies the others.
     pub(super) fn raise_copies(&self, segment: &Segment) {
-        if let Some(copies) = self.sink.replication.raise_to(segment.replication) {
+        if let Some(copies) = self.sink.placement.raise_to(segment.asked.replication) {
             let (sink, name) = (self.sink.clone(), segment.name.clone());
             tokio::spawn(async move {
                 if let Err(error) = sink.dfs.set_replication(&sink.dir.join(&name), copies).await {
@@ -224,7 +222,7 @@ impl Lane {
         self.metrics.segment_failed();
         self.writing.retain(|_, writing| *writing != id);
         if segment.synced == 0 {
-            self.sink.replication.failed(Instant::now());
+            self.sink.placement.failed(Instant::now(), segment.asked, error);
         }
         let lost_unless_found = segment.unsynced();
         for stream in streams_of(&lost_unless_found) {
@@ -328,8 +326,6 @@ fn merge_count(small: &[(SliceDescriptor, Bytes)]) -> usize {
     }
     count
 }
-
-pub(super) const MIN_BLOCK_BYTES: u64 = 64 << 20;
 
 /// The block size for a file that grows to `roll_size`: a gzip file can't be split, so it had best be one block. HDFS wants a
 /// multiple of its checksum chunk of 512 bytes.
