@@ -34,7 +34,8 @@ pub struct Report {
     hours: usize,
     files: usize,
     file_bytes: u64,
-    late_files: usize,
+    /// Files beside published hours.
+    pub late_files: Vec<String>,
     late_records: u64,
     verified: usize,
     /// What the audit of the whole sink says.
@@ -65,7 +66,7 @@ impl fmt::Display for Report {
             "published:",
             self.hours,
             self.files,
-            self.late_files,
+            self.late_files.len(),
             self.late_records,
             self.written_bytes,
             self.file_bytes
@@ -161,7 +162,7 @@ impl Scenario {
             hours: published.hours.len(),
             files: files.len(),
             file_bytes: files.iter().chain(&late).map(|file| file.bytes).sum(),
-            late_files: late.len(),
+            late_files: late.iter().map(|file| file.path.clone()).collect(),
             late_records: 0,
             verified: 0,
             audited: String::new(),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use crate::cluster::{Cluster, ClusterOptions, Role};
-use crate::judge::Scenario;
+use crate::judge::{Report, Scenario};
 use crate::readers::Reader;
 use crate::writer::{Writer, WriterOptions};
 
@@ -18,6 +18,18 @@ pub async fn scenario(
     options: ClusterOptions,
     act: impl AsyncFnOnce(&mut Cluster) -> Result<Vec<PathBuf>>,
 ) -> Result<()> {
+    reported(name, options, act).await.map(drop)
+}
+
+/// The same; returns what the judge found.
+///
+/// # Errors
+/// As of [`scenario`].
+pub async fn reported(
+    name: &str,
+    options: ClusterOptions,
+    act: impl AsyncFnOnce(&mut Cluster) -> Result<Vec<PathBuf>>,
+) -> Result<Report> {
     let scenario = Scenario::new(name, &[Reader::Zcat]);
     let mut cluster = Cluster::start(options).await?;
     let outcome = async {
@@ -27,7 +39,7 @@ pub async fn scenario(
     let outcome = outcome.await;
     let report = cluster.explain(outcome)?;
     println!("{report}");
-    Ok(())
+    Ok(report)
 }
 
 /// The log of agent `number`.

@@ -20,6 +20,7 @@ impl Lane {
         self.execute_announced();
         let now = self.settings.clock.now_ms();
         let candidates = self.candidates(now);
+        self.find_hours(&candidates, now);
         for key in candidates {
             if self.jobs.len() >= MAX_JOBS {
                 break;

@@ -191,6 +191,9 @@ pub struct Lane {
     jobs: BTreeMap<HourKey, Job>,
     /// Hours that other lanes have sealed, and that this one has to seal, too.
     wanted: Vec<HourKey>,
+    /// When this lane came to know that there is data of an hour before the category's first one, in milliseconds since 1970; for
+    /// those that are not sealed.
+    found_ms: BTreeMap<HourKey, i64>,
     /// When these are looked for; none while somebody looks.
     look_for_wanted_at: Option<Instant>,
     /// From this hour on every hour of the category is sealed, also an empty one.
@@ -313,6 +316,7 @@ impl Lane {
             unpublished,
             jobs,
             wanted: Vec::new(),
+            found_ms: BTreeMap::new(),
             look_for_wanted_at: Some(now),
             sealed_up_to: taken.first_buckets.clone(),
             first_buckets: taken.first_buckets,

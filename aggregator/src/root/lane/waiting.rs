@@ -41,9 +41,28 @@ impl Lane {
         candidates
     }
 
+    /// Notes which of these hours are of a backlog: those that are not sealed one by one, whatever comes.
+    pub(super) fn find_hours(&mut self, candidates: &BTreeSet<HourKey>, now_ms: i64) {
+        for key in candidates.iter().filter(|key| !self.hours.contains_key(*key)) {
+            let first = self.first_buckets.get(&key.category);
+            if first.is_none_or(|first| key.bucket.end_ms() <= first.start_s() * 1000) {
+                self.found_ms.entry(key.clone()).or_insert(now_ms);
+            }
+        }
+        let hours = &self.hours;
+        self.found_ms.retain(|key, _| !hours.contains_key(key));
+    }
+
+    /// The time that every agent must be past before an hour is complete, in milliseconds since 1970: its end; for one of a
+    /// backlog the moment when the first of it was found. What agents said before that they said of the files they had then, and
+    /// whoever brings or copies logs of last week to several of them doesn't do it in one moment.
+    pub(super) fn complete_from(&self, key: &HourKey) -> i64 {
+        self.found_ms.get(key).copied().unwrap_or(i64::MIN).max(key.bucket.end_ms())
+    }
+
     /// Whether an hour can be sealed now: it is complete, or the agents that it waits for have been waited for long enough.
     pub(super) fn is_due(&self, key: &HourKey, now_ms: i64) -> bool {
-        let end_ms = key.bucket.end_ms();
+        let end_ms = self.complete_from(key);
         let settings = self.settings.categories.get(&key.category);
         if !self.roster.has_members(&key.category) {
             let delay = settings.map_or(Duration::ZERO, |settings| settings.close_delay);
@@ -59,7 +78,7 @@ impl Lane {
         let mut complete_to: BTreeMap<CategoryName, Option<i64>> = BTreeMap::new();
         let mut waiting = BTreeSet::new();
         for key in self.candidates(now_ms) {
-            let end_ms = key.bucket.end_ms();
+            let end_ms = self.complete_from(&key);
             let known = complete_to.entry(key.category.clone());
             let complete = *known.or_insert_with(|| self.roster.complete_to(&key.category)) >= Some(end_ms);
             let is_open = !self.hours.contains_key(&key) && !self.jobs.contains_key(&key);
@@ -83,7 +102,7 @@ impl Lane {
             let fails = self.given_up.values().any(|given_up| given_up.record.category == key.category);
             let passed = if !is_serving || fails {
                 Passed::NotServed
-            } else if self.roster.moves(&key.category, key.bucket.end_ms()) {
+            } else if self.roster.moves(&key.category, self.complete_from(key)) {
                 Passed::Moving
             } else {
                 Passed::InVain
@@ -102,7 +121,7 @@ impl Lane {
         let (start_ms, end_ms) = (key.bucket.start_s() * 1000, key.bucket.end_ms());
         let now = self.settings.clock.now_ms();
         let losses = self.roster.losses(&key.category, start_ms, end_ms).into_iter();
-        let missing = self.roster.waits_for(&key.category, end_ms, now).into_iter();
+        let missing = self.roster.waits_for(&key.category, self.complete_from(key), now).into_iter();
         HourVerdict {
             losses: losses
                 .map(|loss| Lost { agent: loss.agent, stream: loss.stream, from: loss.from, to: loss.to })
@@ -155,7 +174,7 @@ impl Lane {
             if shown.len() == SHOWN {
                 continue;
             }
-            let end_ms = key.bucket.end_ms();
+            let end_ms = self.complete_from(&key);
             let waits = self.roster.waits_for(&key.category, end_ms, now);
             let agents: Vec<_> = waits
                 .iter()
