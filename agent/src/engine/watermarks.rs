@@ -73,6 +73,11 @@ impl Desk {
     }
 }
 
+/// The size of a file in bytes, or what was last seen of it where it can't be told.
+fn size_now(tail: &Tail) -> u64 {
+    fstat(&tail.file).map_or(tail.pace.size(), |facts| u64::try_from(facts.st_size).unwrap_or(0))
+}
+
 impl Engine {
     pub(super) fn scan_begins(&mut self, now: Instant) {
         self.desk.scan_began = (now_ms(), now);
@@ -100,11 +105,8 @@ impl Engine {
         let mut targets: BTreeMap<CategoryName, BTreeMap<TailId, Target>> = BTreeMap::new();
         let category_of = |source: usize| self.config.sources[source].category.clone();
         for (id, tail) in &self.tails {
-            let size = fstat(&tail.file).map_or(tail.pace.size(), |facts| u64::try_from(facts.st_size).unwrap_or(0));
-            targets
-                .entry(category_of(tail.source))
-                .or_default()
-                .insert(*id, Target { file: tail.key, source: tail.source, size });
+            let target = Target { file: tail.key, source: tail.source, size: size_now(tail) };
+            targets.entry(category_of(tail.source)).or_default().insert(*id, target);
         }
         for (id, found) in self.opening.iter().chain(&self.unpacking) {
             let target = Target { file: found.key, source: found.source, size: found.size };
@@ -184,7 +186,8 @@ impl Engine {
             {
                 behind(&tail.path, named.stream.stopped().unwrap_or_else(|| named.stream.state()))
             }
-            Some(named) if named.stream.read().offset >= target.size => Reach::Read,
+            // What was cut off the file meanwhile can't be read any more.
+            Some(named) if named.stream.read().offset >= target.size.min(size_now(tail)) => Reach::Read,
             Some(named) if rested && tail.pace.is_stuck_at(named.stream.read().offset) => Reach::Read,
             Some(_) => behind(&tail.path, "it is being read"),
         }

@@ -6,7 +6,7 @@ use std::io::Write;
 use tributary_common::ids::StreamId;
 use tributary_common::report::{Report, StreamOffset};
 
-use crate::support::{Scene, append, lines, wait_for};
+use crate::support::{Scene, append, lines, random_lines, wait_for};
 
 fn now_ms() -> i64 {
     jiff::Timestamp::now().as_millisecond()
@@ -119,6 +119,25 @@ async fn a_file_that_cannot_be_read_yet_holds_the_watermark() {
     watermark_after(&scene, now_ms()).await;
     let first = scene.edges[0].reports().into_iter().find(|(report, _)| report.watermark_ms.is_some()).expect("one");
     assert!(claimed(&first.0, &first.1) > 0, "the first watermark was told before the file was read: {first:?}");
+    agent.stop().await;
+}
+
+/// What is cut off before it was read is never read.
+#[tokio::test]
+async fn a_file_that_is_cut_before_it_was_read_does_not_hold_the_watermark_for_ever() {
+    let mut scene = Scene::new(1).await;
+    // Slow enough that most of the file is still to be read when it is cut.
+    scene.settings = "bytes_per_second = \"400 KiB\"\nlimits = { max_buffer_bytes = \"1 MiB\" }".into();
+    let lines = random_lines("a", 300_000);
+    append(&scene.log("a.log"), &lines);
+    let agent = scene.start();
+    let is_behind = || scene.edges[0].reports().last().is_some_and(|(report, _)| report.held_by.contains("being read"));
+    wait_for(is_behind, || format!("{:?}", scene.edges[0].reports().last())).await;
+    let kept = &lines[..280_000];
+    let len = kept.iter().map(|line| line.len() as u64 + 1).sum();
+    std::fs::OpenOptions::new().write(true).open(scene.log("a.log")).and_then(|file| file.set_len(len)).expect("cut");
+    watermark_after(&scene, now_ms()).await;
+    scene.expect_lines(kept).await;
     agent.stop().await;
 }
 

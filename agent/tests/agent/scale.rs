@@ -1,6 +1,6 @@
 //! Many files, few descriptors, little memory; a system that doesn't tell of changes, or not of all.
 
-use crate::support::{Scene, append, lines, wait_for};
+use crate::support::{Scene, append, lines, random_lines, wait_for};
 
 /// Writes `count` files of one line each, and returns the lines.
 fn many_files(scene: &Scene, count: u32) -> Vec<String> {
@@ -155,13 +155,7 @@ async fn a_file_at_full_speed_does_not_starve_the_others() {
     let mut scene = Scene::new(1).await;
     // Slow enough that the large file takes far longer than the small ones.
     scene.settings = "bytes_per_second = \"400 KiB\"\nlimits = { max_buffer_bytes = \"1 MiB\" }".into();
-    let mut state = 7_u32;
-    let large: Vec<String> = (0..400_000_u32)
-        .map(|n| {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            format!("large {n} {state:08x}{:08x}", state.wrapping_mul(2_654_435_761))
-        })
-        .collect();
+    let large = random_lines("large", 400_000);
     append(&scene.log("large.log"), &large);
     let agent = scene.start();
     wait_for(|| !scene.root().records.is_empty(), || "nothing comes".into()).await;

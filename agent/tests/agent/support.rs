@@ -685,6 +685,16 @@ pub(crate) fn lines(range: std::ops::Range<u32>) -> Vec<String> {
     range.map(|n| format!("line {n:06} {}", "x".repeat((n % 97) as usize))).collect()
 }
 
+/// Lines that begin with `name`, with much in them that can't be compressed.
+pub(crate) fn random_lines(name: &str, count: u32) -> Vec<String> {
+    let mut state = 7_u32;
+    let line = |n: u32| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        format!("{name} {n} {state:08x}{:08x}", state.wrapping_mul(2_654_435_761))
+    };
+    (0..count).map(line).collect()
+}
+
 /// Appends lines to a file.
 pub(crate) fn append(path: &Path, lines: &[String]) {
     use std::io::Write;

@@ -50,7 +50,7 @@ const PACE: PaceOptions = PaceOptions {
 
 const REPORT_INTERVAL: Duration = Duration::from_secs(3);
 /// As the roots have it.
-const CLOSE_DELAY_MS: u64 = 30_000;
+pub(crate) const CLOSE_DELAY_MS: u64 = 30_000;
 const LOST_AFTER: Duration = Duration::from_secs(60);
 
 /// Has the network carry a request, and the program understand the response.
@@ -548,9 +548,12 @@ impl Agent {
         });
         self.watermark.scanned(now_ms, at, targets.collect());
         let tails = &self.tails;
+        let size = |id: TailId, target: &Target| {
+            tails.get(&id.0).map_or(target.size, |tail| target.size.min(tail.file.facts().size))
+        };
         let reach = |id: TailId, target: &Target, _| match tails.get(&id.0).map(|tail| &tail.named) {
             _ if target.size == 0 => Reach::Read,
-            Some(Some(named)) if named.stream.is_following() && named.stream.read().offset >= target.size => {
+            Some(Some(named)) if named.stream.is_following() && named.stream.read().offset >= size(id, target) => {
                 Reach::Read
             }
             _ => Reach::Behind("it is being read".to_owned()),
@@ -610,6 +613,9 @@ impl Agent {
                 self.report_at = now() + REPORT_INTERVAL;
                 for answer in answers.into_iter().flatten() {
                     self.reporter.told(answer);
+                }
+                if self.reporter.is_known() {
+                    self.server.is_known_from((self.trade.clock_ms)());
                 }
                 return;
             }

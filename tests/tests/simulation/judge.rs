@@ -8,13 +8,15 @@ use bytes::Bytes;
 use http::StatusCode;
 use tributary_aggregator::dfs::DfsPath;
 use tributary_aggregator::dfs::hostile::HostileCluster;
+use tributary_aggregator::root::hours::Manifest;
 use tributary_common::frame::{FrameHeader, Peek};
 use tributary_common::ids::StreamId;
 use tributary_common::messages::Answers;
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::agent::CLOSE_DELAY_MS;
 use crate::chance::{Trace, locked};
-use crate::server::Server;
+use crate::server::{Server, Written};
 
 /// A range of a stream's bytes.
 type Span = (StreamId, u64, u64);
@@ -40,6 +42,7 @@ struct State {
     looks: u64,
     diverged: u64,
     out_of_order: u64,
+    hours: u64,
 }
 
 #[derive(Clone)]
@@ -64,6 +67,8 @@ pub(crate) struct Verdicts {
     pub(crate) diverged: u64,
     /// Bytes that a writer lost, and that stand behind later ones of their stream in a file.
     pub(crate) out_of_order: u64,
+    /// Hours that were published.
+    pub(crate) hours: u64,
 }
 
 fn is_visible(path: &DfsPath) -> bool {
@@ -175,7 +180,9 @@ impl Judge {
     }
 
     /// Every published file stays as it was when it was seen first; only `_late` gets new ones.
-    pub(crate) fn look_at_published(&self) {
+    ///
+    /// An hour is whole when it is seen first.
+    pub(crate) fn look_at_published(&self, servers: &[Arc<Server>]) {
         let files: BTreeMap<DfsPath, Bytes> =
             self.cluster.files().into_iter().filter(|(path, _)| is_visible(path)).collect();
         let mut broken = Vec::new();
@@ -186,6 +193,12 @@ impl Judge {
             }
         }
         let known: BTreeSet<Option<DfsPath>> = state.published.keys().map(DfsPath::parent).collect();
+        let is_new = |path: &&DfsPath| path.name() == "_MANIFEST.json" && !state.published.contains_key(*path);
+        let new: Vec<&DfsPath> = files.keys().filter(is_new).collect();
+        for manifest in new {
+            broken.extend(not_whole(manifest, &files, servers));
+        }
+        state.hours += files.keys().filter(is_new).count() as u64;
         for (path, bytes) in files {
             if state.published.contains_key(&path) {
                 continue;
@@ -228,13 +241,7 @@ impl Judge {
         let mut counts = BTreeMap::new();
         for (path, bytes) in self.cluster.files() {
             if is_visible(&path) && is_data(&path) {
-                let mut text = String::new();
-                flate2::read::MultiGzDecoder::new(&bytes[..]).read_to_string(&mut text).expect("an ordinary gzip file");
-                for line in text.lines() {
-                    // Of a torn line, all of it says which one it is.
-                    let name = line.split(' ').nth(1).unwrap_or(line);
-                    *counts.entry(name.to_owned()).or_insert(0) += 1;
-                }
+                names_in(&bytes, |name| *counts.entry(name.to_owned()).or_insert(0) += 1);
             }
         }
         counts
@@ -246,19 +253,20 @@ impl Judge {
         let mut missing = Vec::new();
         for server in servers {
             let (written, may_miss, _) = server.fates();
-            missing.extend(written.into_iter().filter(|line| !counts.contains_key(line) && !may_miss.contains(line)));
+            let written = written.into_iter().map(|line| line.name);
+            missing.extend(written.filter(|line| !counts.contains_key(line) && !may_miss.contains(line)));
         }
         missing
     }
 
     /// The last word.
     pub(crate) fn end(&self, servers: &[Arc<Server>]) -> Verdicts {
-        self.look_at_published();
+        self.look_at_published(servers);
         let mut counts = self.counts();
         let mut verdicts = Verdicts::default();
         for server in servers {
             let (written, may_miss, may_double) = server.fates();
-            for line in written {
+            for Written { name: line, .. } in written {
                 verdicts.lines += 1;
                 match counts.remove(&line).unwrap_or(0) {
                     1 => {}
@@ -277,8 +285,52 @@ impl Judge {
         verdicts.looks = state.looks;
         verdicts.diverged = state.diverged;
         verdicts.out_of_order = state.out_of_order;
+        verdicts.hours = state.hours;
         verdicts
     }
+}
+
+/// The names of the lines in a file.
+fn names_in(bytes: &[u8], mut each: impl FnMut(&str)) {
+    let mut text = String::new();
+    flate2::read::MultiGzDecoder::new(bytes).read_to_string(&mut text).expect("an ordinary gzip file");
+    // Of a torn line, all of it says which one it is.
+    text.lines().for_each(|line| each(line.split(' ').nth(1).unwrap_or(line)));
+}
+
+/// What is missing in an hour that has just been published with this manifest. No agent is away for ever, so each is waited for;
+/// and the hour has every line that was there `close_delay` after its end, of every agent that was known by then.
+fn not_whole(manifest: &DfsPath, files: &BTreeMap<DfsPath, Bytes>, servers: &[Arc<Server>]) -> Vec<String> {
+    let hour = manifest.parent();
+    let said: Manifest = serde_json::from_slice(&files[manifest]).expect("a manifest of the form that is documented");
+    let is_in_it = |path: &DfsPath| path.parent() == hour;
+    let has_success = files.keys().any(|path| is_in_it(path) && path.name() == "_SUCCESS");
+    if !said.complete || !has_success {
+        return vec![format!("{manifest} is not complete: {:?}", said.missing)];
+    }
+    let (start_ms, end_ms) = (said.bucket_start_s * 1000, (said.bucket_start_s + i64::from(said.bucket_size_s)) * 1000);
+    let mut there = BTreeSet::new();
+    for (_, bytes) in files.iter().filter(|(path, _)| is_in_it(path) && is_data(path)) {
+        names_in(bytes, |name| {
+            there.insert(name.to_owned());
+        });
+    }
+    let mut wrong = Vec::new();
+    for server in servers.iter().filter(|server| server.known_ms().is_some_and(|known| known < end_ms)) {
+        let (written, may_miss, may_double) = server.fates();
+        let belongs = |line: &&Written| (start_ms..end_ms).contains(&line.time_ms);
+        for line in written.iter().filter(belongs) {
+            let in_time = line.ended_ms < end_ms + CLOSE_DELAY_MS as i64;
+            if in_time
+                && !there.contains(&line.name)
+                && !may_miss.contains(&line.name)
+                && !may_double.contains(&line.name)
+            {
+                wrong.push(format!("{manifest}: line {line:?} is not in its hour"));
+            }
+        }
+    }
+    wrong
 }
 
 /// The streams whose bytes don't stand in their order in a file.

@@ -212,7 +212,7 @@ impl Run {
                 server.write(1 + self.chance().below(8), self.world.cluster.now_ms());
             }
             if self.chance().one_in(40) {
-                server.rotate();
+                server.rotate(self.world.cluster.now_ms());
             }
         }
     }
@@ -225,7 +225,7 @@ impl Run {
             if self.chance().one_in(self.plan.fault_every) {
                 self.fault();
             }
-            self.world.judge.look_at_published();
+            self.world.judge.look_at_published(&self.world.servers);
             self.check();
         }
         self.world.trace.add(|| "the faults stop".to_owned());
@@ -234,7 +234,7 @@ impl Run {
         self.world.network.heal();
         for seat in &self.seats {
             match &seat.machine {
-                Machine::Server(server, _) => server.finish_lines(),
+                Machine::Server(server, _) => server.finish_lines(self.world.cluster.now_ms()),
                 Machine::Edge(_, disk, _) => disk.set_wear(Wear::default()),
                 Machine::Root => {}
             }
@@ -246,7 +246,7 @@ impl Run {
             assert!(!late, "seed {}: {PATIENCE:?} after the last fault: {open}", self.seed);
             tokio::time::sleep(Duration::from_secs(5)).await;
             self.bring_back(false);
-            self.world.judge.look_at_published();
+            self.world.judge.look_at_published(&self.world.servers);
             self.check();
         }
         let recovered_in = quiet_since.elapsed();

@@ -18,7 +18,7 @@ struct Content {
     /// The end and the name of each line.
     lines: Vec<(u64, String)>,
     /// The beginning of a line whose end is still to be written.
-    begun: Option<(String, Vec<u8>)>,
+    begun: Option<(String, i64, Vec<u8>)>,
     rotated: bool,
     changes: u64,
 }
@@ -84,9 +84,21 @@ pub(crate) struct Shipped {
     pub(crate) state: String,
 }
 
+/// A line that programs wrote.
+#[derive(Debug, Clone)]
+pub(crate) struct Written {
+    pub(crate) name: String,
+    /// The time that stands in it.
+    pub(crate) time_ms: i64,
+    /// When its end was written.
+    pub(crate) ended_ms: i64,
+}
+
 #[derive(Default)]
 struct Fates {
-    written: Vec<String>,
+    /// The number of lines that were begun.
+    begun: usize,
+    written: Vec<Written>,
     may_miss: BTreeSet<String>,
     may_double: BTreeSet<String>,
     /// What was shown of a file when it lost bytes: of another content.
@@ -101,6 +113,8 @@ pub(crate) struct Server {
     pub(crate) database: Mutex<Database>,
     pub(crate) shipped: Mutex<BTreeMap<u64, Shipped>>,
     fates: Mutex<Fates>,
+    /// When the lane's owner first named this server's agent: from then on hours wait for it.
+    known_ms: Mutex<Option<i64>>,
     chance: Chance,
     trace: Trace,
 }
@@ -113,6 +127,7 @@ impl Server {
             database: Mutex::default(),
             shipped: Mutex::default(),
             fates: Mutex::default(),
+            known_ms: Mutex::default(),
             chance,
             trace,
         };
@@ -141,11 +156,11 @@ impl Server {
     pub(crate) fn write(&self, count: u64, now_ms: i64) {
         let Some(file) = self.any_live() else { return };
         let mut content = locked(&file.content);
-        self.finish_line(&mut content);
+        self.finish_line(&mut content, now_ms);
         for n in 0..count {
             let mut fates = locked(&self.fates);
-            let name = format!("{}/{}/{}", self.agent, file.inode, fates.written.len());
-            fates.written.push(name.clone());
+            let name = format!("{}/{}/{}", self.agent, file.inode, fates.begun);
+            fates.begun += 1;
             drop(fates);
             // Lines of one time and of times that go back.
             let time_ms = now_ms - self.chance.below(if self.chance.one_in(20) { 90_000 } else { 1_500 }) as i64;
@@ -157,39 +172,41 @@ impl Server {
             content.bytes.extend_from_slice(&line);
             if later.is_empty() {
                 let end = content.bytes.len() as u64;
-                content.lines.push((end, name));
+                content.lines.push((end, name.clone()));
+                locked(&self.fates).written.push(Written { name, time_ms, ended_ms: now_ms });
             } else {
-                content.begun = Some((name, later));
+                content.begun = Some((name, time_ms, later));
             }
         }
         content.changes += 1;
         self.trace.add(|| format!("{} file {} has {} bytes", self.agent, file.inode, content.bytes.len()));
     }
 
-    fn finish_line(&self, content: &mut Content) {
-        if let Some((name, rest)) = content.begun.take() {
+    fn finish_line(&self, content: &mut Content, now_ms: i64) {
+        if let Some((name, time_ms, rest)) = content.begun.take() {
             content.bytes.extend_from_slice(&rest);
             let end = content.bytes.len() as u64;
-            content.lines.push((end, name));
+            content.lines.push((end, name.clone()));
             content.changes += 1;
+            locked(&self.fates).written.push(Written { name, time_ms, ended_ms: now_ms });
         }
     }
 
     /// All lines that were begun are ended.
-    pub(crate) fn finish_lines(&self) {
+    pub(crate) fn finish_lines(&self, now_ms: i64) {
         for file in self.files() {
-            self.finish_line(&mut locked(&file.content));
+            self.finish_line(&mut locked(&file.content), now_ms);
         }
     }
 
     /// A file is renamed, and another one begun under its name.
-    pub(crate) fn rotate(&self) {
+    pub(crate) fn rotate(&self, now_ms: i64) {
         let Some(file) = self.any_live() else { return };
         let mut content = locked(&file.content);
         if content.lines.is_empty() {
             return;
         }
-        self.finish_line(&mut content);
+        self.finish_line(&mut content, now_ms);
         content.rotated = true;
         content.changes += 1;
         drop(content);
@@ -212,7 +229,7 @@ impl Server {
     pub(crate) fn cut_off(&self, percent: u64, now_ms: i64) {
         let Some(file) = self.any_live() else { return };
         let mut content = locked(&file.content);
-        self.finish_line(&mut content);
+        self.finish_line(&mut content, now_ms);
         let keep = content.lines.len() * percent as usize / 100;
         let len = keep.checked_sub(1).map_or(0, |last| content.lines[last].0);
         let mut fates = locked(&self.fates);
@@ -243,6 +260,16 @@ impl Server {
         self.trace.add(|| format!("{} has another database", self.agent));
     }
 
+    /// The lane's owner knows the agent.
+    pub(crate) fn is_known_from(&self, now_ms: i64) {
+        locked(&self.known_ms).get_or_insert(now_ms);
+    }
+
+    /// Since when hours wait for it, if they do.
+    pub(crate) fn known_ms(&self) -> Option<i64> {
+        *locked(&self.known_ms)
+    }
+
     /// Whether everything is committed.
     pub(crate) fn is_done(&self) -> bool {
         let shipped = locked(&self.shipped);
@@ -250,7 +277,7 @@ impl Server {
     }
 
     /// What became of lines: what was written, what of it may be missing, what of it may be there twice.
-    pub(crate) fn fates(&self) -> (Vec<String>, BTreeSet<String>, BTreeSet<String>) {
+    pub(crate) fn fates(&self) -> (Vec<Written>, BTreeSet<String>, BTreeSet<String>) {
         let fates = locked(&self.fates);
         (fates.written.clone(), fates.may_miss.clone(), fates.may_double.clone())
     }
