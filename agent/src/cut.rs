@@ -22,6 +22,7 @@ use tributary_common::frame::Run;
 use tributary_common::limits::{MAX_RUNS_PER_SLICE, MAX_SLICES_PER_BATCH};
 
 use crate::config::LongLines;
+use crate::tally::Share;
 use crate::timestamp::{LineTime, TimeReader};
 
 /// How lines become records.
@@ -82,6 +83,8 @@ pub struct Cut {
     pub altered: u64,
     /// Lines whose time was not believed.
     pub implausible: u64,
+    /// Whether a line was filed under the time of reading: read another time, it may be in another bucket.
+    pub guessed: bool,
 }
 
 /// One slice, planned.
@@ -101,6 +104,19 @@ pub struct SliceCut {
     pub last_time_ms: i64,
     /// The stored bytes, where they are not those of the runs.
     copied: Option<Vec<u8>>,
+}
+
+impl Cut {
+    /// What it has for each bucket, where another reading gives the same.
+    #[must_use]
+    pub fn shares(&self) -> Vec<Share> {
+        let share = |slice: &SliceCut| Share {
+            bucket: slice.bucket,
+            records: slice.records,
+            bytes: slice.runs.iter().map(|run| run.len).sum(),
+        };
+        if self.guessed { Vec::new() } else { self.slices.iter().map(share).collect() }
+    }
 }
 
 impl SliceCut {
@@ -167,7 +183,7 @@ pub fn cut(options: &CutOptions, input: Input<'_>, mut times: Option<&mut TimeRe
     let mut cutting = Cutting {
         options,
         input,
-        cut: Cut { carry_ms: input.carry_ms, ..Cut::default() },
+        cut: Cut { carry_ms: input.carry_ms, guessed: times.is_none(), ..Cut::default() },
         current: usize::MAX,
         current_ms: 0..0,
         stored: 0,
@@ -218,7 +234,10 @@ impl Cutting<'_> {
         match time {
             LineTime::At(ms) => self.cut.carry_ms = Some(ms),
             LineTime::None => {}
-            LineTime::Implausible => self.cut.carry_ms = Some(self.input.now_ms),
+            LineTime::Implausible => {
+                self.cut.carry_ms = Some(self.input.now_ms);
+                self.cut.guessed = true;
+            }
         }
     }
 
@@ -302,6 +321,7 @@ impl Cutting<'_> {
         if self.stored + stored > self.options.max_stored_bytes && self.cut.len > 0 {
             return false;
         }
+        self.cut.guessed |= self.cut.carry_ms.is_none();
         let ms = self.cut.carry_ms.unwrap_or(self.input.now_ms);
         if !self.current_ms.contains(&ms) && !self.go_to_slice(ms) {
             return false;

@@ -34,6 +34,7 @@ pub mod ship;
 pub mod status;
 pub mod stream;
 pub mod tail;
+pub mod tally;
 pub mod timestamp;
 pub mod watch;
 pub mod watermark;

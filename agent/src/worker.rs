@@ -22,6 +22,7 @@ use crate::config::{LongLines, Source};
 use crate::copies::{Compressor, Likeness, Original, Unpacked, compare, unpack};
 use crate::cut::{CutOptions, DataEnd, Input, cut};
 use crate::identity::{FileFacts, Head, ReadAt, read_up_to};
+use crate::tally::Share;
 use crate::timestamp::{LineTime, TimeReader};
 
 /// How far back a line that says its time is looked for, when a file is taken up in the middle, and in which pieces.
@@ -144,6 +145,8 @@ pub enum Done {
         altered: u64,
         /// Lines whose time was not believed.
         implausible: u64,
+        /// What it has for each bucket.
+        shares: Vec<Share>,
     },
     /// There was no whole record.
     Nothing {
@@ -371,6 +374,7 @@ impl<'a> Worker<'a> {
             lines: cut.lines,
             altered: cut.altered,
             implausible: cut.implausible,
+            shares: cut.shares(),
         });
         if !wanted {
             return Ok(false);

@@ -58,7 +58,7 @@ pub const MAX_REPORTS_BYTES: u64 = 4 << 20;
 /// Most streams that a report names, and most that it declares lost.
 pub const MAX_STREAMS_PER_REPORT: usize = 4096;
 
-/// Most buckets of which a report says how much was read.
+/// Most buckets of which a report says how much of them is stored.
 pub const MAX_COUNTS_PER_REPORT: usize = 64;
 
 /// Most bytes of a reason that is told for an operator.

@@ -93,11 +93,13 @@ pub struct StreamOffset {
     pub offset: u64,
 }
 
-/// What an agent has read for one bucket.
+/// What an agent knows to be stored of one bucket; there may be more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BucketCount {
     /// The bucket's start, seconds since 1970, UTC.
     pub start_s: i64,
+    /// The bucket's size in seconds.
+    pub size_s: u32,
     /// Records.
     pub records: u64,
     /// Bytes of the files.
@@ -131,7 +133,7 @@ pub struct Report {
     pub required: Vec<StreamOffset>,
     /// Streams of which nothing more will come: their bytes have vanished. At most [`MAX_STREAMS_PER_REPORT`].
     pub lost: Vec<StreamId>,
-    /// What was read for buckets below the watermark of which this run read all. At most [`MAX_COUNTS_PER_REPORT`].
+    /// What of the latest buckets this run has read and knows to be stored. At most [`MAX_COUNTS_PER_REPORT`].
     pub counts: Vec<BucketCount>,
     /// Whether it is the run's last word: no more will come of this agent for this category until it says so.
     pub last: bool,
@@ -180,7 +182,7 @@ impl Report {
             + self.held_by.len()
             + 72 * self.required.len()
             + 36 * self.lost.len()
-            + 72 * self.counts.len()
+            + 96 * self.counts.len()
     }
 }
 
@@ -267,7 +269,7 @@ mod tests {
             watermark_ms: Some(1_795_378_521_000),
             required: vec![StreamOffset { stream: StreamId(1), offset: 30 }],
             lost: vec![StreamId(2)],
-            counts: vec![BucketCount { start_s: 1_795_377_600, records: 2, bytes: 30 }],
+            counts: vec![BucketCount { start_s: 1_795_377_600, size_s: 3600, records: 2, bytes: 30 }],
             last: false,
             held_by: String::new(),
         }
@@ -285,7 +287,7 @@ mod tests {
                 r#""watermark_ms":1795378521000,"#,
                 r#""required":[{"stream":"00000000000000000000000000000001","offset":30}],"#,
                 r#""lost":["00000000000000000000000000000002"],"#,
-                r#""counts":[{"start_s":1795377600,"records":2,"bytes":30}],"last":false,"held_by":""}]}"#
+                r#""counts":[{"start_s":1795377600,"size_s":3600,"records":2,"bytes":30}],"last":false,"held_by":""}]}"#
             )
         );
         assert_eq!(serde_json::from_str::<Reports>(&json).expect("reads"), Reports::new(vec![report()]));
@@ -315,7 +317,10 @@ mod tests {
         let heavy = Report {
             required: vec![one; MAX_STREAMS_PER_REPORT],
             lost: vec![StreamId(u128::MAX); MAX_STREAMS_PER_REPORT],
-            counts: vec![BucketCount { start_s: i64::MIN, records: u64::MAX, bytes: u64::MAX }; MAX_COUNTS_PER_REPORT],
+            counts: vec![
+                BucketCount { start_s: i64::MIN, size_s: u32::MAX, records: u64::MAX, bytes: u64::MAX };
+                MAX_COUNTS_PER_REPORT
+            ],
             ..report()
         };
         let bytes = serde_json::to_vec(&heavy).expect("serializes").len();

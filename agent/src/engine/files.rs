@@ -15,6 +15,7 @@ use crate::discover::{Found, FoundBy};
 use crate::identity::{FileFacts, Head, Origin, stream_id};
 use crate::stream::Stream;
 use crate::tail::Pace;
+use crate::tally::Unstored;
 use crate::worker::{Carry, TailId};
 
 /// A file that has not grown for so long is looked at when something hints at a change, and with every scan.
@@ -124,7 +125,14 @@ impl Engine {
         let first_line = FirstLine { bytes: known.first_line_bytes, hash: known.first_line_hash };
         let stream = Stream::known(known.base, known.committed).with_history(known.history);
         let origin = Origin { inode: known.origin_inode, birth_or_filesystem: known.origin_birth };
-        let named = Named { stream_id: known.stream, origin, incarnation: known.incarnation, first_line, stream };
+        let named = Named {
+            stream_id: known.stream,
+            origin,
+            incarnation: known.incarnation,
+            first_line,
+            stream,
+            unstored: Unstored::default(),
+        };
         self.name(id, named, now);
     }
 
@@ -141,7 +149,7 @@ impl Engine {
             .expect("there are more incarnations than streams in memory");
         let stream = Stream::unknown(tail.next_base).with_history(tail.next_history.iter().copied());
         let first_line = FirstLine { bytes: line.len() as u32, hash: TailHash::of(line) };
-        self.name(id, Named { stream_id, origin, incarnation, first_line, stream }, now);
+        self.name(id, Named { stream_id, origin, incarnation, first_line, stream, unstored: Unstored::default() }, now);
     }
 
     fn name(&mut self, id: TailId, mut named: Named, now: Instant) {

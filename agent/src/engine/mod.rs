@@ -41,6 +41,7 @@ use crate::ship::{Sender, ShipError};
 use crate::status::Status;
 use crate::stream::Stream;
 use crate::tail::{Pace, PaceOptions};
+use crate::tally::Unstored;
 use crate::watch::DirectoryWatcher;
 use crate::worker::{Carry, Done, TailId, WorkerOptions, Workers};
 use found::Unopened;
@@ -191,6 +192,7 @@ struct Named {
     incarnation: u32,
     first_line: FirstLine,
     stream: Stream<Packed>,
+    unstored: Unstored,
 }
 
 /// One open file.

@@ -245,7 +245,7 @@ impl Engine {
             Done::Checked(positions, matching) => self.checked(id, &positions, matching, now),
             Done::Compared(likeness) => return self.compared(id, likeness, now),
             Done::Unpacked(unpacked) => return self.unpacked(id, unpacked, now),
-            Done::Cut { generation, from, end, carry, lines, altered, implausible } => {
+            Done::Cut { generation, from, end, carry, lines, altered, implausible, shares } => {
                 self.metrics.lines.inc_by(lines);
                 self.metrics.altered.inc_by(altered);
                 self.metrics.implausible_times.inc_by(implausible);
@@ -255,6 +255,7 @@ impl Engine {
                     if let Some(named) = &mut tail.named
                         && named.stream.has_read(generation, from, ReadShowed::Batch(end))
                     {
+                        named.unstored.read(from.offset, end.offset, shares);
                         tail.carry = Carry::Known(carry);
                         tail.pace.has_read(end.offset, now);
                     }
@@ -346,7 +347,7 @@ impl Engine {
         let now = Instant::now();
         let mut committed = false;
         let Some(tail) = self.tails.get_mut(&id) else { return };
-        let Some(named) = &tail.named else { return };
+        let Some(named) = &mut tail.named else { return };
         let (path, stream) = (tail.path.display(), named.stream_id);
         for note in notes {
             match note {
@@ -399,6 +400,9 @@ impl Engine {
         if committed {
             tail.saved = Some(named.stream.committed());
             tail.pace.committed(named.stream.committed().offset);
+            if let Some(of) = self.desk.of(&self.config.sources[tail.source].category) {
+                named.unstored.stored(named.stream.committed().offset).for_each(|share| of.tally.add(share));
+            }
             let tail = &self.tails[&id];
             if let Some(checkpoint) = self.checkpoint(tail) {
                 self.remember(checkpoint);

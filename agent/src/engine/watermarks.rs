@@ -11,6 +11,7 @@ use tributary_common::report::{Report, ReportAnswers, Reports, RunId, StreamOffs
 use super::{Engine, Event, RunError, Tail, now_ms};
 use crate::ship::ShipError;
 use crate::stream::Want;
+use crate::tally::Tally;
 use crate::watermark::{Facts, Reach, Reporter, Target, Vanished, Watermark};
 use crate::worker::TailId;
 
@@ -28,10 +29,11 @@ const PARTING_PATIENCE: Duration = Duration::from_secs(30);
 
 /// What is to be reported of one category.
 #[derive(Debug)]
-struct OfCategory {
+pub(super) struct OfCategory {
     watermark: Watermark,
     reporter: Reporter,
     vanished: Vanished,
+    pub(super) tally: Tally,
     /// Streams whose files were given up: there is nothing to wait for.
     given_up: HashMap<StreamId, Instant>,
 }
@@ -55,6 +57,7 @@ impl Desk {
             watermark: Watermark::default(),
             reporter: Reporter::new(RunId(run)),
             vanished: Vanished::default(),
+            tally: Tally::default(),
             given_up: HashMap::new(),
         };
         Self {
@@ -65,6 +68,11 @@ impl Desk {
             under_way: false,
             parting: None,
         }
+    }
+
+    /// What is to be reported of a category.
+    pub(super) fn of(&mut self, category: &CategoryName) -> Option<&mut OfCategory> {
+        self.categories.get_mut(category)
     }
 
     /// What is wrong with the reports, by what the lane's owner says.
@@ -297,7 +305,7 @@ impl Engine {
                 watermark_ms: None,
                 required: Vec::new(),
                 lost: Vec::new(),
-                counts: Vec::new(),
+                counts: of.tally.counts(),
                 last: false,
                 held_by: String::new(),
             };

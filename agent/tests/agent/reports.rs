@@ -151,6 +151,51 @@ async fn a_run_that_ships_once_ends_with_a_last_report_that_is_heard() {
     assert_eq!(committed.values().sum::<u64>(), std::fs::metadata(scene.log("a.log")).expect("there").len());
 }
 
+/// By bucket, what the last report says to be stored.
+fn told(scene: &Scene) -> Vec<(i64, u64, u64)> {
+    let last = scene.edges[0].reports().pop();
+    let counts = last.into_iter().flat_map(|(report, _)| report.counts);
+    counts.map(|count| (count.start_s, count.records, count.bytes)).collect()
+}
+
+#[tokio::test]
+async fn reports_say_how_much_of_each_bucket_is_stored_and_never_too_much() {
+    let mut scene = Scene::new(1).await;
+    scene.source = "[source.timestamp]\nformat = \"%Y-%m-%dT%H:%M:%SZ\"\n".into();
+    let at = |hour: i64, lines: u32| -> Vec<String> {
+        let line = |n| format!("2026-11-22T{:02}:{:02}:00Z line {n:03}", 20 + hour, n % 60);
+        (0..lines).map(line).collect()
+    };
+    let start_s =
+        |hour: i64| "2026-11-22T20:00:00Z".parse::<jiff::Timestamp>().expect("a time").as_second() + hour * 3600;
+    let each = at(0, 1)[0].len() as u64 + 1;
+    // Before it is stored, nothing of it is.
+    scene.edges[0].forward(false);
+    append(&scene.log("a.log"), &[at(0, 120), at(1, 30)].concat());
+    let agent = scene.start();
+    wait_for(|| scene.edges[0].held() > 0, || "nothing comes".into()).await;
+    watermark_after(&scene, now_ms()).await;
+    assert_eq!(told(&scene), []);
+    scene.edges[0].forward(true);
+    let whole = vec![(start_s(0), 120, 120 * each), (start_s(1), 30, 30 * each)];
+    wait_for(|| told(&scene) == whole, || format!("{:?}", told(&scene))).await;
+    // What is lost above and sent again counts once.
+    scene.edges[0].forward(false);
+    append(&scene.log("a.log"), &at(1, 10));
+    wait_for(|| scene.edges[0].held() > 0, || "nothing comes".into()).await;
+    scene.edges[0].lose_spool();
+    scene.edges[0].forward(true);
+    let whole = vec![(start_s(0), 120, 120 * each), (start_s(1), 40, 40 * each)];
+    wait_for(|| told(&scene) == whole, || format!("{:?}", told(&scene))).await;
+    agent.stop().await;
+
+    // Another run knows of what it read itself.
+    append(&scene.log("a.log"), &at(2, 7));
+    let agent = scene.start();
+    wait_for(|| told(&scene) == [(start_s(2), 7, 7 * each)], || format!("{:?}", told(&scene))).await;
+    agent.stop().await;
+}
+
 #[tokio::test]
 async fn a_restart_begins_a_new_run_that_counts_from_one() {
     let scene = Scene::new(1).await;

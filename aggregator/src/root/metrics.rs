@@ -30,7 +30,7 @@ struct Inner {
     streams: AtomicU64,
     reports: AtomicU64,
     partial_hours: AtomicU64,
-    count_differences: AtomicU64,
+    short_seals: AtomicU64,
     forgotten_agents: AtomicU64,
     agents: AtomicU64,
     waiting_hours: AtomicU64,
@@ -88,8 +88,8 @@ impl LaneMetrics {
         add(&self.inner.partial_hours, 1);
     }
 
-    pub(super) fn count_differs(&self) {
-        add(&self.inner.count_differences, 1);
+    pub(super) fn too_few(&self) {
+        add(&self.inner.short_seals, 1);
     }
 
     pub(super) fn forgot_agent(&self) {
@@ -156,10 +156,10 @@ impl LaneMetrics {
             ("root_reports", "Reports of agents", true, load(&inner.reports)),
             ("root_hours_given_up", "Hours sealed without some agents", true, load(&inner.partial_hours)),
             (
-                "root_count_differences",
-                "Agents whose own count of an hour's records is not what was stored",
+                "root_short_seals",
+                "Agents of which an hour was sealed with fewer records than were stored by what the agent was told",
                 true,
-                load(&inner.count_differences),
+                load(&inner.short_seals),
             ),
             ("root_agents_forgotten", "Agents that are no longer expected", true, load(&inner.forgotten_agents)),
             ("root_agents", "Agents that are expected, by category", false, load(&inner.agents)),

@@ -19,6 +19,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use tributary_common::bucket::Bucket;
 use tributary_common::ids::{AgentId, CategoryName, Epoch, StreamId};
 use tributary_common::limits::MAX_STREAMS_PER_REPORT;
 use tributary_common::report::{BucketCount, Report, ReportAnswer, RunId, Session, StreamOffset};
@@ -96,7 +97,7 @@ struct Member {
     first: Option<Claim>,
     last: Option<Claim>,
     leaving: bool,
-    counts: BTreeMap<i64, BucketCount>,
+    counts: BTreeMap<(i64, u32), BucketCount>,
     /// Whether `committed` of one of its streams has moved since the last look.
     moved: bool,
     changed: bool,
@@ -403,7 +404,7 @@ impl Roster {
         member.held_by.clone_from(&report.held_by);
         member.watermark_ms = report.watermark_ms.map(|watermark| watermark.min(now_ms));
         for count in &report.counts {
-            member.counts.insert(count.start_s, *count);
+            member.counts.insert((count.start_s, count.size_s), *count);
         }
         while member.counts.len() > MAX_COUNTS {
             member.counts.pop_first();
@@ -535,11 +536,12 @@ impl Roster {
         self.losses.iter().filter(belongs).cloned().collect()
     }
 
-    /// What the members say that they read for a bucket.
+    /// What the members know to be stored of a bucket.
     #[must_use]
-    pub fn counts(&self, category: &CategoryName, start_s: i64) -> BTreeMap<AgentId, BucketCount> {
+    pub fn counts(&self, category: &CategoryName, bucket: Bucket) -> BTreeMap<AgentId, BucketCount> {
         let members = self.members.get(category).into_iter().flatten();
-        members.filter_map(|(agent, member)| Some((agent.clone(), *member.counts.get(&start_s)?))).collect()
+        let of = (bucket.start_s(), bucket.size().seconds());
+        members.filter_map(|(agent, member)| Some((agent.clone(), *member.counts.get(&of)?))).collect()
     }
 
     /// Removes an agent, named by its id or its host name, from all categories: it will not come back, and what it named and is

@@ -11,7 +11,7 @@ use tributary_common::frame::{Codec, FrameEncoder, Run, SliceDescriptor, batch_h
 use tributary_common::ids::{AgentId, CategoryName, LaneCount, StreamId};
 use tributary_common::messages::StreamQuery;
 use tributary_common::position::{Position, TailHash};
-use tributary_common::report::{Report, RunId};
+use tributary_common::report::{BucketCount, Report, RunId};
 
 use super::*;
 use crate::dfs::local::LocalDfs;
@@ -189,6 +189,7 @@ pub(super) async fn say_that_all_is_stored(
     clock: WallClock,
     agent: AgentId,
     every: Duration,
+    counts: Vec<BucketCount>,
 ) {
     let mut report = Report {
         lane: LaneId(0),
@@ -202,7 +203,7 @@ pub(super) async fn say_that_all_is_stored(
         watermark_ms: None,
         required: Vec::new(),
         lost: Vec::new(),
-        counts: Vec::new(),
+        counts,
         last: false,
         held_by: String::new(),
     };
@@ -222,13 +223,18 @@ pub(super) async fn say_that_all_is_stored(
 
 impl Harness {
     fn start(dir: &Path, settings: LaneSettings) -> Self {
+        Self::start_told(dir, settings, Vec::new())
+    }
+
+    /// The agent says that so much of its buckets is stored.
+    fn start_told(dir: &Path, settings: LaneSettings, counts: Vec<BucketCount>) -> Self {
         // What a lane says is shown with the test that fails.
         let _ = tracing_subscriber::fmt().with_test_writer().try_init();
         let dfs: Arc<dyn Dfs> = Arc::new(LocalDfs::open(dir).expect("a directory"));
         let root = Arc::new(Root::keep(&dfs, &settings, BTreeMap::new(), |_| alone()));
         let agent = "web-1".parse().expect("valid");
         let every = Duration::from_millis(10);
-        tokio::spawn(say_that_all_is_stored(Arc::downgrade(&root), settings.clock.clone(), agent, every));
+        tokio::spawn(say_that_all_is_stored(Arc::downgrade(&root), settings.clock.clone(), agent, every, counts));
         Self { dir: dir.to_owned(), settings, root }
     }
 
@@ -616,6 +622,23 @@ async fn a_second_owner_on_the_same_machine_is_kept_out_while_the_first_lives() 
     let dfs: Arc<dyn Dfs> = Arc::new(LocalDfs::open(dir.path()).expect("a directory"));
     let error = recovery::take(&dfs, LaneId(0), i64::MAX, 0).await.err().expect("locked");
     assert!(error.to_string().contains("another process has it"), "{error}");
+}
+
+#[tokio::test]
+async fn an_hour_with_fewer_records_than_an_agent_knows_to_be_stored_is_an_alarm() {
+    let log = Log::new(1, 100, 0, 1);
+    let size_s = settings(0).categories[&category()].bucket.seconds();
+    for (records, alarms) in [(99, 0), (100, 0), (101, 1)] {
+        let dir = tempdir();
+        let told = vec![BucketCount { start_s: 0, size_s, records, bytes: 0 }];
+        let root = Harness::start_told(dir.path(), settings(0), told);
+        assert_eq!(root.offer(log.batch(0, 100)).await.verdict, Verdict::Ok);
+        root.published(1).await;
+        let samples = root.root.lanes[&LaneId(0)].metrics.samples();
+        let found = samples.iter().find(|(name, ..)| *name == "root_short_seals").map(|(.., value)| *value);
+        assert_eq!(found, Some(alarms), "{records} of 100 are known to be stored");
+        assert_eq!(root.lines(), sorted(&[&log]), "it is an alarm, not a lock");
+    }
 }
 
 #[tokio::test]

@@ -97,11 +97,13 @@ impl Lane {
     pub(super) fn start_seal(&mut self, key: HourKey) {
         let Some(records) = self.ready_segments(&key) else { return };
         let verdict = self.verdict(&key);
+        // What is stored later is late, and not in the seal.
+        let told = self.roster.counts(&key.category, key.bucket);
         self.jobs.insert(key.clone(), Job::Preparing);
         let (sink, events, roll_size) = (self.sink.clone(), self.events.clone(), self.roll_size(&key));
         tokio::spawn(async move {
             let result = sink.prepare_seal(&key, &records, roll_size, verdict).await;
-            let _ = events.send(Event::SealReady { key, result });
+            let _ = events.send(Event::SealReady { key, told, result });
         });
     }
 
@@ -188,9 +190,9 @@ impl Lane {
         match event {
             Event::Entry { number, snapshot, result } => self.on_entry(number, snapshot, result),
             Event::ReadBack { id, result } => self.on_read_back(id, result),
-            Event::SealReady { key, result } => match result {
+            Event::SealReady { key, told, result } => match result {
                 Ok(Some(seal)) => {
-                    self.look_at_seal(&key, &seal);
+                    self.look_at_seal(&key, &seal, &told);
                     self.announce(key, HourState::Announced(seal));
                 }
                 Ok(None) => {

@@ -19,9 +19,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tributary_common::bucket::{Bucket, BucketSize};
 use tributary_common::frame::{Codec, FrameEncoder};
-use tributary_common::ids::{CategoryName, Epoch, LaneCount, LaneId};
+use tributary_common::ids::{AgentId, CategoryName, Epoch, LaneCount, LaneId};
 use tributary_common::messages::{Answer, Owner, PositionsQuery, StreamQuery, Verdict};
-use tributary_common::report::{Report, ReportAnswer};
+use tributary_common::report::{BucketCount, Report, ReportAnswer};
 
 use self::reports::HeldReply;
 use self::segments::ranges_of;
@@ -111,13 +111,37 @@ pub enum Request {
 }
 
 enum Event {
-    Entry { number: u64, snapshot: bool, result: Result<i64, DfsError> },
-    ReadBack { id: SegmentId, result: Result<Option<(Scan, u64)>, DfsError> },
-    SealReady { key: HourKey, result: Result<Option<Seal>, DfsError> },
-    SealDone { key: HourKey, result: Result<(), DfsError> },
-    LateReady { key: HourKey, result: Result<Vec<LateMove>, DfsError> },
-    LateDone { key: HourKey, result: Result<(), DfsError> },
-    Published { key: HourKey, result: Result<bool, DfsError> },
+    Entry {
+        number: u64,
+        snapshot: bool,
+        result: Result<i64, DfsError>,
+    },
+    ReadBack {
+        id: SegmentId,
+        result: Result<Option<(Scan, u64)>, DfsError>,
+    },
+    /// `told`: what agents knew to be stored of the hour when the seal was begun.
+    SealReady {
+        key: HourKey,
+        told: BTreeMap<AgentId, BucketCount>,
+        result: Result<Option<Seal>, DfsError>,
+    },
+    SealDone {
+        key: HourKey,
+        result: Result<(), DfsError>,
+    },
+    LateReady {
+        key: HourKey,
+        result: Result<Vec<LateMove>, DfsError>,
+    },
+    LateDone {
+        key: HourKey,
+        result: Result<(), DfsError>,
+    },
+    Published {
+        key: HourKey,
+        result: Result<bool, DfsError>,
+    },
     Wanted(Result<Vec<HourKey>, DfsError>),
     Fenced,
 }

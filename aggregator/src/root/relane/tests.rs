@@ -41,7 +41,7 @@ fn start(cluster: &HostileCluster, lanes: LaneCount) -> (Arc<Root>, HostileDfs) 
     let root = Arc::new(Root::keep(&dfs, &settings, BTreeMap::new(), |_| alone()));
     for n in 0..4 {
         let (agent, clock) = (format!("web-{n}").parse().expect("valid"), settings.clock.clone());
-        tokio::spawn(say_that_all_is_stored(Arc::downgrade(&root), clock, agent, Duration::from_secs(5)));
+        tokio::spawn(say_that_all_is_stored(Arc::downgrade(&root), clock, agent, Duration::from_secs(5), Vec::new()));
     }
     (root, process)
 }
