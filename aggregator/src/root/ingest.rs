@@ -6,7 +6,10 @@
 //! told at batch ends only, because only there a tail hash is known.
 //!
 //! After a recovery there may be more: ranges beyond the last batch end, where one slice of a batch survived and
-//! another did not. They stay in the sets, and of a batch that comes again only the missing bytes are written.
+//! another did not. They stay in the sets, and of a batch that comes again only the missing bytes are written. A file
+//! may have been cut off and have grown again meanwhile: so the batch has to show the hashes of the batch ends that are
+//! known beyond `next` before any of it counts as there. If it shows others, what is there beyond `next` is of bytes that the
+//! file has no more, and the batch is written whole.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -72,6 +75,15 @@ pub enum Decision {
         /// The offset at which the hash of the batch's own bytes is needed.
         at: u64,
     },
+    /// Parts of the batch are there already beyond `next`, and batches are known to have ended within it: decode it and call
+    /// [`Ingest::decide_overlapping`].
+    NeedsTails {
+        /// The offsets at which the hashes of the batch's own bytes are needed.
+        at: Vec<u64>,
+    },
+    /// What is there beyond `next` is of other bytes than the batch: the file was cut off and has grown again before they were
+    /// committed. Call [`Ingest::displace`].
+    Displace(Vec<Range<u64>>),
     /// The batch is there already, but the next one will need its last bytes: decode it and call [`Ingest::heard`].
     NeedsEcho,
     /// The batch can't show that it continues what is there: the sender shall begin again from this place, which it
@@ -182,6 +194,22 @@ impl Stream {
             .collect();
         history.reverse();
         history
+    }
+
+    /// What is there beyond `next`.
+    fn beyond_next(&self) -> Vec<Range<u64>> {
+        let next = self.next().offset;
+        let beyond = self.has.iter().filter(|range| range.end > next);
+        beyond.map(|range| range.start.max(next)..range.end).collect()
+    }
+
+    /// Takes a batch that continues what is there. Where parts of it are there beyond `next` already, it has to show first that they
+    /// are of the same bytes.
+    fn take(&self, batch: &BatchHeader, frames: &[FrameHeader]) -> Decision {
+        let beyond = self.next().offset..batch.end.offset;
+        let is_all_new = self.has.missing(beyond.clone()) == [beyond.clone()];
+        let at: Vec<u64> = self.ends.range(beyond.start + 1..=beyond.end).map(|(&at, _)| at).collect();
+        if is_all_new || at.is_empty() { Decision::Take(plan(&self.has, frames)) } else { Decision::NeedsTails { at } }
     }
 
     /// Notes a batch end.
@@ -321,6 +349,50 @@ impl Ingest {
         if batch.start.offset < next.offset {
             return Decision::NeedsTail { at: next.offset };
         }
+        stream.take(batch, frames)
+    }
+
+    /// Decides about a batch for which the hashes of its own bytes at batch ends beyond `next` were asked for.
+    #[must_use]
+    pub fn decide_overlapping(
+        &self,
+        batch: &BatchHeader,
+        frames: &[FrameHeader],
+        own: impl IntoIterator<Item = (u64, OwnTail)>,
+    ) -> Decision {
+        let Some(stream) = self.streams.get(&batch.stream) else {
+            return Decision::Answer(Verdict::Unknown);
+        };
+        let is_other = own.into_iter().any(|(at, own)| match own {
+            OwnTail::Hash(tail) => !stream.knows(Position { offset: at, tail }),
+            OwnTail::TooShort { from, bytes, .. } => stream.contradicts_batches(from, &bytes),
+            OwnTail::Altered => false,
+        });
+        if !is_other {
+            return Decision::Take(plan(&stream.has, frames));
+        }
+        let there = stream.beyond_next();
+        if there.iter().all(|range| stream.durable.contains(range.clone())) {
+            Decision::Displace(there)
+        } else {
+            Decision::Answer(Verdict::Wait {
+                reason: "bytes of an older content of the file are stored, and they are not durable yet".into(),
+            })
+        }
+    }
+
+    /// Forgets what is there of a stream beyond `next`, after [`Decision::Displace`], and takes the batch whole from there on.
+    pub fn displace(&mut self, batch: &BatchHeader, frames: &[FrameHeader]) -> Decision {
+        let Some(stream) = self.streams.get_mut(&batch.stream) else {
+            return Decision::Answer(Verdict::Unknown);
+        };
+        let next = stream.next().offset;
+        for range in stream.beyond_next() {
+            stream.has.remove(range.clone());
+            stream.durable.remove(range);
+        }
+        stream.ends.split_off(&(next + 1));
+        stream.changed = true;
         Decision::Take(plan(&stream.has, frames))
     }
 
@@ -332,16 +404,16 @@ impl Ingest {
         };
         let next = stream.next();
         match own {
-            OwnTail::Hash(hash) if hash == next.tail => Decision::Take(plan(&stream.has, frames)),
+            OwnTail::Hash(hash) if hash == next.tail => stream.take(batch, frames),
             OwnTail::Hash(_) => Decision::Answer(stream.diverged()),
             OwnTail::TooShort { from, bytes, anchored: true } => {
                 if stream.contradicts_batches(from, &bytes) {
                     Decision::Answer(stream.diverged())
                 } else {
-                    Decision::Take(plan(&stream.has, frames))
+                    stream.take(batch, frames)
                 }
             }
-            OwnTail::Altered if stream.knows(batch.start) => Decision::Take(plan(&stream.has, frames)),
+            OwnTail::Altered if stream.knows(batch.start) => stream.take(batch, frames),
             // It is the first of its run, and reaches back behind what the sender knows to be committed: whatever came before
             // it is gone there, so it will never show more.
             OwnTail::TooShort { .. }
@@ -433,6 +505,9 @@ impl Ingest {
             changed: true,
         });
         let hash = frames.iter().flat_map(|frame| &frame.slices).find_map(|slice| slice.batch_hash);
+        // The batch says what the bytes beyond `next` are, so an end there that bytes which are lost had, says nothing any more.
+        let next = stream.next().offset;
+        stream.ends.retain(|&at, _| at <= next || at >= batch.end.offset);
         stream.ended((batch.start, batch.end), hash);
         stream.echo = None;
         stream.touched_ms = now_ms;

@@ -48,6 +48,24 @@ impl Lane {
                 Err(error) => Decision::Answer(Verdict::Refused { reason: error.to_string() }),
             };
         }
+        if let Decision::NeedsTails { at } = decision {
+            let tails = |pieces: Option<Vec<(u64, &[u8])>>| {
+                let tail = |&at: &u64| (at, self.ingest.own_tail(header, pieces.clone(), at));
+                at.iter().map(tail).collect::<Vec<_>>()
+            };
+            decision = match with_pieces(received, tails) {
+                Ok(own) => self.ingest.decide_overlapping(header, &received.frames, own),
+                Err(error) => Decision::Answer(Verdict::Refused { reason: error.to_string() }),
+            };
+        }
+        if let Decision::Displace(ranges) = &decision {
+            tracing::warn!(
+                stream = %header.stream, agent = %header.agent, ?ranges,
+                "records may be doubled: the file was cut off and has grown again before these bytes of it were committed; they are stored, and so is what it has there now"
+            );
+            self.metrics.possible_duplicate();
+            decision = self.ingest.displace(header, &received.frames);
+        }
         let verdict = match decision {
             Decision::Answer(verdict) => verdict,
             Decision::NeedsEcho => match with_pieces(received, |pieces| self.ingest.heard(header, pieces)) {
@@ -73,7 +91,9 @@ impl Lane {
                 self.metrics.batch(&Verdict::Expected);
                 return Answer { next: Some(place), ..self.answer(header.stream, Verdict::Expected) };
             }
-            Decision::NeedsTail { .. } => unreachable!("a decision with the tail asks for no tail"),
+            Decision::NeedsTail { .. } | Decision::NeedsTails { .. } | Decision::Displace(_) => {
+                unreachable!("a decision with the hashes asks for no other")
+            }
         };
         self.metrics.batch(&verdict);
         self.answer(header.stream, verdict)
