@@ -157,6 +157,8 @@ pub struct Stream<B> {
     generation: u64,
     /// Set while upstream doesn't take what comes: then one piece at a time is tried.
     probing: bool,
+    /// Whether what upstream holds beyond `committed` was last found to be other bytes than the file has.
+    contested: bool,
     /// Told to be committed, and not yet compared with the file.
     told_committed: Option<Position>,
 }
@@ -183,6 +185,7 @@ impl<B> Stream<B> {
             phase: Phase::Following,
             generation: 0,
             probing: false,
+            contested: false,
             told_committed: None,
         }
     }
@@ -266,10 +269,15 @@ impl<B> Stream<B> {
         matches!(self.phase, Phase::Asking)
     }
 
-    /// Whether the file is being read on, and nothing is in doubt.
+    /// Whether the file is being read on, and nothing is in doubt: what is found to be committed up to some place will be what
+    /// was read up to there.
     #[must_use]
     pub fn is_following(&self) -> bool {
-        matches!(self.phase, Phase::Following)
+        matches!(self.phase, Phase::Following) && !self.is_contested()
+    }
+
+    fn is_contested(&self) -> bool {
+        self.contested && self.read.offset > self.committed.offset
     }
 
     /// What it waits for, in words, for an operator.
@@ -277,6 +285,7 @@ impl<B> Stream<B> {
     pub fn state(&self) -> &'static str {
         match &self.phase {
             Phase::Asking => "asking upstream what it has",
+            Phase::Following if self.is_contested() => "upstream holds other bytes of it, until its owner decides",
             Phase::Following if self.probing => "upstream can't take it now",
             Phase::Following => "following",
             Phase::Checking { .. } => "comparing the file with what upstream has",
@@ -524,6 +533,7 @@ impl<B> Stream<B> {
         }
         match &answer.verdict {
             Verdict::Ok => match answer.next {
+                Some(next) if next == self.accepted => self.contested = false,
                 Some(next) if next.offset == self.accepted.offset && next.tail != self.accepted.tail => {
                     self.contested(notes);
                 }
@@ -672,6 +682,7 @@ impl<B> Stream<B> {
     /// only the lane's owner decides: it says "diverged", or that something is committed. Until then nothing is concluded.
     fn contested(&mut self, notes: &mut Vec<Note>) {
         notes.push(Note::Wait("upstream holds other bytes of the stream than the file has".to_owned()));
+        self.contested = true;
         self.hold();
     }
 

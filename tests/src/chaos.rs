@@ -24,6 +24,7 @@ use crate::judge::{Report, Scenario};
 use crate::proxy::Fault as NetworkFault;
 use crate::readers::Reader;
 use crate::scenario;
+use crate::watch::Watch;
 
 const AGENTS: usize = 3;
 const NODES: [Role; 8] = [
@@ -212,12 +213,16 @@ pub async fn run(name: &str, options: &ChaosOptions, say: impl Fn(&str)) -> Resu
         ..ClusterOptions::default()
     });
     let mut chaos = Chaos { cluster: cluster.await?, hdfs, say };
+    let watch = Watch::begin(chaos.cluster.sink());
     let outcome = async {
         let writers = scenario::writers(&chaos.cluster, AGENTS, options.per_second)?;
         chaos.carry_out(&faults, options.duration).await?;
         let written = scenario::stop_all(writers)?;
         (chaos.say)("all faults have ended; the judge waits for the last minute");
-        scenario.end(&mut chaos.cluster, written).await
+        let report = scenario.end(&mut chaos.cluster, written.clone()).await?;
+        let hours = watch.end(&written).await?;
+        (chaos.say)(&format!("{hours} buckets were whole when they were published, and stayed as they were"));
+        Ok(report)
     };
     let outcome = outcome.await;
     chaos.cluster.explain(outcome).with_context(|| format!("seed {}", options.seed))

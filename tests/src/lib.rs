@@ -20,6 +20,7 @@
 //! | lines like those of an access log, from a number | [`synthetic::AccessLog`] |
 //! | agents, edges and a root as real processes, to kill, stop, wipe | [`cluster::Cluster`] |
 //! | a verdict on a whole run | [`judge::Scenario`], [`scenario::scenario`] |
+//! | a look at each hour as it appears: whole, and never changed | [`watch::Watch`] |
 //! | connections that are cut, delayed, half-closed | [`proxy::Proxy`] |
 //! | a disk that can be filled | [`disk::SmallDisk`] |
 //! | faults of all kinds, by a seed | [`chaos`] |
@@ -50,5 +51,6 @@ pub mod scenario;
 pub mod synthetic;
 pub mod usage;
 pub mod wait;
+pub mod watch;
 pub mod webhdfs;
 pub mod writer;

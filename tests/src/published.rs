@@ -27,8 +27,23 @@ pub struct Hour {
     pub late: Vec<DataFile>,
     /// Whether its success file is there.
     pub success: bool,
-    /// Its own manifest, and those of the late files.
-    pub manifests: Vec<Manifest>,
+    /// Its own manifest.
+    pub manifest: Option<Manifest>,
+    /// Those of the late files.
+    pub late_manifests: Vec<Manifest>,
+}
+
+impl Hour {
+    /// Records in its manifest and those of the late files.
+    #[must_use]
+    pub fn records(&self) -> u64 {
+        self.manifests().map(|manifest| manifest.records).sum()
+    }
+
+    /// Its manifest and those of the late files.
+    pub fn manifests(&self) -> impl Iterator<Item = &Manifest> {
+        self.manifest.iter().chain(&self.late_manifests)
+    }
 }
 
 /// The roll size of the trees that are judged: the default.
@@ -95,15 +110,12 @@ impl Published {
         }
         let (hour, is_late) = folder.strip_suffix("/_late").map_or((folder, false), |hour| (hour, true));
         let hour = hour.to_owned();
-        let manifest = match name {
-            "_MANIFEST.json" => true,
-            _ => is_late && name.starts_with('_') && name.ends_with(".manifest.json"),
-        };
+        let is_late_manifest = is_late && name.starts_with('_') && name.ends_with(".manifest.json");
         let entry = self.hours.entry(hour).or_default();
-        if manifest {
-            let bytes = read(sink, &file.path).await?;
-            let manifest = serde_json::from_slice(&bytes).with_context(|| format!("reading {}", file.path))?;
-            entry.manifests.push(manifest);
+        if name == "_MANIFEST.json" {
+            entry.manifest = Some(read_manifest(sink, &file.path).await?);
+        } else if is_late_manifest {
+            entry.late_manifests.push(read_manifest(sink, &file.path).await?);
         } else if name == "_SUCCESS" {
             entry.success = true;
         } else if is_data && is_late {
@@ -119,7 +131,7 @@ impl Published {
     /// Records in all manifests.
     #[must_use]
     pub fn records(&self) -> u64 {
-        self.hours.values().flat_map(|hour| &hour.manifests).map(|manifest| manifest.records).sum()
+        self.hours.values().map(Hour::records).sum()
     }
 
     /// The files that readers of published buckets see.
@@ -142,7 +154,7 @@ impl Published {
         for (folder, hour) in &self.hours {
             ensure!(hour.success, "{folder} has no _SUCCESS");
             let mut named: Vec<(String, u64)> = Vec::new();
-            for manifest in &hour.manifests {
+            for manifest in hour.manifests() {
                 let records: u64 = manifest.files.iter().map(|file| file.records).sum();
                 ensure!(
                     records == manifest.records,
@@ -215,7 +227,15 @@ fn local_files(root: &Path) -> Result<Vec<DataFile>> {
     Ok(files)
 }
 
-async fn read(tree: &Tree, path: &str) -> Result<Vec<u8>> {
+async fn read_manifest(tree: &Tree, path: &str) -> Result<Manifest> {
+    serde_json::from_slice(&read(tree, path).await?).with_context(|| format!("reading {path}"))
+}
+
+/// The bytes of a file below the root of `tree`.
+///
+/// # Errors
+/// It can't be read.
+pub async fn read(tree: &Tree, path: &str) -> Result<Vec<u8>> {
     match tree {
         Tree::Local(root) => fs::read(root.join(path)).with_context(|| format!("reading {path}")),
         Tree::Hdfs { webhdfs, path: root, .. } => webhdfs.read(&format!("{}/{path}", root.trim_end_matches('/'))).await,

@@ -93,7 +93,7 @@ fn compare(published: &Published, first_sight: &FirstSight, partitions: &Partiti
         let (day, hr) = folder.rsplit_once("/hr=").with_context(|| format!("{folder} is no hour"))?;
         let (_, dt) = day.rsplit_once("dt=").with_context(|| format!("{folder} is of no day"))?;
         ensure!(hour.late.is_empty(), "{folder} has late files");
-        let records: u64 = hour.manifests.iter().map(|manifest| manifest.records).sum();
+        let records = hour.records();
         if records > 0 {
             said.insert((dt.to_owned(), hr.to_owned()), records);
         }

@@ -199,7 +199,7 @@ async fn backlog(bucket: &str, bucket_s: i64, form: &str, span_s: i64) -> Result
         .await?;
         for (folder, lines) in &expected {
             let hour = found.hours.get(folder).with_context(|| format!("{folder} is not there"))?;
-            let records: u64 = hour.manifests.iter().map(|manifest| manifest.records).sum();
+            let records = hour.records();
             ensure!(hour.success && records == *lines, "{folder}: {records} of {lines} records; {hour:?}");
         }
         folders.extend(expected.into_keys());

@@ -493,6 +493,31 @@ fn committed_is_believed_only_where_the_file_has_the_same_bytes() {
 }
 
 #[test]
+fn a_file_whose_other_bytes_an_aggregator_holds_is_not_followed_until_that_is_decided() {
+    let file = vec![b'x'; 300];
+    let other = |offset| Position { tail: TailHash(1), ..at(&file, offset) };
+    for holds in [100, 200] {
+        let mut stream: Stream<Batch> = Stream::known(Position::zero(), at(&file, 50));
+        let read = |stream: &mut Stream<Batch>, to| {
+            stream.has_read(stream.generation(), stream.read(), ReadShowed::Batch(at(&file, to)))
+        };
+        assert!(read(&mut stream, 100) && stream.is_following());
+        let next = |position| answer(0, Some(position), Some(at(&file, 50)), Verdict::Ok);
+        stream.answered(stream.generation(), at(&file, 100), &next(other(holds)));
+        if matches!(stream.want(), Want::Check(_)) {
+            stream.checked(&[]);
+        }
+        // It is tried on and on, and what is promised about it would be kept by the other bytes.
+        assert!(matches!(stream.want(), Want::Read(_)), "{:?}", stream.want());
+        read(&mut stream, 150);
+        assert!(!stream.is_following(), "{}", stream.state());
+        // The aggregator has lost what it held.
+        stream.answered(stream.generation(), at(&file, 150), &next(at(&file, 150)));
+        assert!(stream.is_following(), "{}", stream.state());
+    }
+}
+
+#[test]
 fn old_positions_are_remembered_sparsely() {
     let mut stream: Stream<Batch> = Stream::known(Position::zero(), Position::zero());
     for offset in 1..=100_000 {

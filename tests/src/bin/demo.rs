@@ -133,7 +133,7 @@ async fn end(cluster: &mut Cluster, copy: &Path) -> Result<()> {
     say("")?;
     for (folder, hour) in &published.hours {
         for file in hour.files.iter().chain(&hour.late) {
-            let manifest = hour.manifests.iter().flat_map(|manifest| &manifest.files);
+            let manifest = hour.manifests().flat_map(|manifest| &manifest.files);
             let name = file.path.rsplit('/').next().unwrap_or_default();
             let records = manifest.filter(|entry| entry.name == name).map(|entry| entry.records).sum::<u64>();
             say(&format!("{records:>9} lines {:>9} bytes  {}", file.bytes, sink.join(&file.path).display()))?;

@@ -1,0 +1,179 @@
+//! Looks at what is published while a tree works and fails: an hour has to be whole when it is seen first, and stay as it is.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use jiff::Timestamp;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::published::{Hour, Published, read};
+use crate::readers::Tree;
+use crate::synthetic::{TIME_AFTER, TIME_FORMAT};
+
+/// Between two looks.
+const INTERVAL: Duration = Duration::from_secs(3);
+
+/// A published hour as it was when it was seen first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Seen {
+    /// Records by its own manifest.
+    records: u64,
+    /// The hashes of its files by their paths; late ones don't belong to it.
+    files: BTreeMap<String, u64>,
+}
+
+/// Somebody who looks.
+#[derive(Debug)]
+pub struct Watch {
+    sink: Tree,
+    end: CancellationToken,
+    task: JoinHandle<BTreeMap<String, Seen>>,
+}
+
+impl Watch {
+    /// Begins to look at a sink, every few seconds and as far as it can be read then.
+    #[must_use]
+    pub fn begin(sink: Tree) -> Self {
+        let end = CancellationToken::new();
+        let (tree, ended) = (sink.clone(), end.clone());
+        let task = tokio::spawn(async move {
+            let mut seen = BTreeMap::new();
+            while ended.run_until_cancelled(tokio::time::sleep(INTERVAL)).await.is_some() {
+                // A sink that fails at the moment, or a rename during the look: the next one finds it.
+                let _ = look(&tree, &mut seen).await;
+            }
+            seen
+        });
+        Self { sink, end, task }
+    }
+
+    /// Ends when all is published. `written` are the files with all lines, those of
+    /// [`AccessLog`](crate::synthetic::AccessLog). Returns how many hours were looked at.
+    ///
+    /// # Errors
+    /// An hour had not all of its lines when it was seen first, or has changed since then.
+    pub async fn end(self, written: &[PathBuf]) -> Result<usize> {
+        self.end.cancel();
+        let mut seen = self.task.await.map_err(|error| anyhow!("looking at the sink: {error}"))?;
+        look(&self.sink, &mut seen).await?;
+        let mut now = BTreeMap::new();
+        look(&self.sink, &mut now).await?;
+        let lines = lines_per_minute(written)?;
+        for (folder, hour) in &seen {
+            ensure!(now.get(folder) == Some(hour), "{folder} was {hour:?} at first and is {:?} now", now.get(folder));
+            let minute = folder.split_once('/').map_or(folder.as_str(), |(_category, minute)| minute);
+            let belong = lines.get(minute).copied().unwrap_or(0);
+            ensure!(hour.records == belong, "{folder} had {} of {belong} lines when it was published", hour.records);
+        }
+        Ok(seen.len())
+    }
+}
+
+/// Adds the hours that are new.
+async fn look(sink: &Tree, seen: &mut BTreeMap<String, Seen>) -> Result<()> {
+    for (folder, hour) in Published::look(sink).await?.hours {
+        if !seen.contains_key(&folder) && hour.success {
+            let one = see(sink, &hour).await.with_context(|| folder.clone())?;
+            seen.insert(folder, one);
+        }
+    }
+    Ok(())
+}
+
+async fn see(sink: &Tree, hour: &Hour) -> Result<Seen> {
+    let manifest = hour.manifest.as_ref().context("it has no manifest")?;
+    let mut files = BTreeMap::new();
+    for file in &hour.files {
+        files.insert(file.path.clone(), xxh3_64(&read(sink, &file.path).await?));
+    }
+    Ok(Seen { records: manifest.records, files })
+}
+
+/// How many lines of these files belong to each minute, by the minute's folder.
+fn lines_per_minute(files: &[PathBuf]) -> Result<BTreeMap<String, u64>> {
+    let mut counts = BTreeMap::new();
+    // Lines stand in the order of their times: most have the time of the one before.
+    let (mut last, mut folder) = (String::new(), String::new());
+    for path in files {
+        let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+        for line in text.lines() {
+            let time = line
+                .split_once(TIME_AFTER)
+                .and_then(|(_, rest)| rest.split_once(']'))
+                .context("a line without a time")?
+                .0;
+            if time != last {
+                let moment =
+                    Timestamp::strptime(TIME_FORMAT, time).with_context(|| format!("reading the time {time}"))?;
+                time.clone_into(&mut last);
+                folder = moment.strftime("dt=%Y-%m-%d/hm=%H%M").to_string();
+            }
+            match counts.get_mut(&folder) {
+                Some(count) => *count += 1,
+                None => drop(counts.insert(folder.clone(), 1)),
+            }
+        }
+    }
+    Ok(counts)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::synthetic::AccessLog;
+
+    fn write(root: &Path, path: &str, bytes: &[u8]) -> Result<()> {
+        let path = root.join(path);
+        fs::create_dir_all(path.parent().context("a folder")?)?;
+        Ok(fs::write(path, bytes)?)
+    }
+
+    fn publish(root: &Path, records: u64) -> Result<()> {
+        let hour = "app/dt=2026-11-22/hm=2015";
+        write(root, &format!("{hour}/x.gz"), b"12345")?;
+        let files = format!(r#"[{{"name":"x.gz","bytes":5,"records":{records}}}]"#);
+        write(
+            root,
+            &format!("{hour}/_MANIFEST.json"),
+            format!(r#"{{"records":{records},"files":{files}}}"#).as_bytes(),
+        )?;
+        write(root, &format!("{hour}/_SUCCESS"), b"")
+    }
+
+    #[tokio::test]
+    async fn an_hour_that_is_not_whole_or_changes_is_found() -> Result<()> {
+        let mut text = Vec::new();
+        let mut log = AccessLog::default();
+        let minute: Timestamp = "2026-11-22T20:15:00Z".parse()?;
+        (0..3).for_each(|n| log.line(n, minute.as_second() + 29 * n as i64, &mut text));
+        let said = async |records: u64, change: Option<(&str, &[u8])>| {
+            let folder = tempfile::tempdir()?;
+            let root = folder.path().join("sink");
+            write(folder.path(), "written", &text)?;
+            publish(&root, records)?;
+            let tree = Tree::Local(root.clone());
+            let mut seen = BTreeMap::new();
+            look(&tree, &mut seen).await?;
+            if let Some((path, bytes)) = change {
+                write(&root, &format!("app/dt=2026-11-22/hm=2015/{path}"), bytes)?;
+            }
+            let watch = Watch { sink: tree, end: CancellationToken::new(), task: tokio::spawn(async { seen }) };
+            watch.end(&[folder.path().join("written")]).await
+        };
+        assert_eq!(said(3, None).await?, 1);
+        assert_eq!(said(3, Some(("_late/y.gz", b"1"))).await?, 1);
+        for (records, change) in
+            [(2, None), (4, None), (3, Some(("x.gz", &b"54321"[..]))), (3, Some(("y.gz", &b"1"[..])))]
+        {
+            said(records, change).await.expect_err("something is wrong");
+        }
+        Ok(())
+    }
+}
