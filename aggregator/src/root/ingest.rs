@@ -506,8 +506,13 @@ impl Ingest {
         });
         let hash = frames.iter().flat_map(|frame| &frame.slices).find_map(|slice| slice.batch_hash);
         // The batch says what the bytes beyond `next` are, so an end there that bytes which are lost had, says nothing any more.
-        let next = stream.next().offset;
-        stream.ends.retain(|&at, _| at <= next || at >= batch.end.offset);
+        let beyond = stream.next().offset + 1..batch.end.offset;
+        if !beyond.is_empty() {
+            let stale: Vec<u64> = stream.ends.range(beyond).map(|(&at, _)| at).collect();
+            for at in stale {
+                stream.ends.remove(&at);
+            }
+        }
         stream.ended((batch.start, batch.end), hash);
         stream.echo = None;
         stream.touched_ms = now_ms;

@@ -26,6 +26,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use tributary_common::bucket::Bucket;
 use tributary_common::ids::{CategoryName, Epoch, LaneCount, LaneId};
 
@@ -159,6 +160,9 @@ struct BaseFile {
     version: u32,
     lanes: LaneCount,
 }
+
+/// Recovering a lease takes the NameNode and a DataNode a second or more, most of which is waiting.
+const SEGMENTS_AT_A_TIME: usize = 16;
 
 /// The pause between tries while the sink is not available.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -475,7 +479,6 @@ async fn read_segments(
         }
     }
     let entries = wait_out!(lane, dfs.list(dir))?.unwrap_or_default();
-    let mut found = Vec::new();
     let mut names: BTreeSet<String> = BTreeSet::new();
     for entry in entries {
         let name = entry.name;
@@ -487,10 +490,15 @@ async fn read_segments(
             wait_out!(lane, dfs.delete(&path))?;
             continue;
         }
-        names.insert(name.clone());
-        let known = replayed.segments.get(&name);
-        if let Some(segment) = read_segment(dfs, lane, &path, known, ingest, now_ms).await? {
-            found.push(segment);
+        names.insert(name);
+    }
+    let read = |name: &String| read_segment(dfs, lane, dir.join(name), replayed.segments.get(name));
+    let segments: Vec<Option<Found>> =
+        stream::iter(names.iter().map(read)).buffered(SEGMENTS_AT_A_TIME).try_collect().await?;
+    let found: Vec<Found> = segments.into_iter().flatten().collect();
+    for frame in found.iter().flat_map(|segment| &segment.scan.frames) {
+        for slice in &frame.slices {
+            ingest.found(&frame.category, slice, false, now_ms);
         }
     }
     for (name, record) in &replayed.segments {
@@ -504,10 +512,8 @@ async fn read_segments(
 async fn read_segment(
     dfs: &dyn Dfs,
     lane: LaneId,
-    path: &DfsPath,
+    path: DfsPath,
     known: Option<&SegmentRecord>,
-    ingest: &mut Ingest,
-    now_ms: i64,
 ) -> Result<Option<Found>, TakeError> {
     let name = path.name().to_owned();
     if let Some(record) = known
@@ -516,7 +522,7 @@ async fn read_segment(
         let scan = Scan { frames: Vec::new(), end: record.covered.bytes, torn: None };
         return Ok(Some(Found { record: record.clone(), scan }));
     }
-    let Some(len) = recover_until_closed(dfs, path).await.map_err(|error| TakeError::Dfs { lane, error })? else {
+    let Some(len) = recover_until_closed(dfs, &path).await.map_err(|error| TakeError::Dfs { lane, error })? else {
         return Ok(None);
     };
     let mut known = known.cloned();
@@ -528,16 +534,11 @@ async fn read_segment(
         record.covered = Contents::default();
     }
     let covered = known.as_ref().map_or(0, |record| record.covered.bytes);
-    let scan = wait_out!(lane, scan(dfs, path, covered, len))?;
+    let scan = wait_out!(lane, scan(dfs, &path, covered, len))?;
     if let Some(error) = &scan.torn {
         tracing::info!(%lane, segment = %name, bytes = len - scan.end, %error, "left out what is behind the last whole frame");
     }
     tracing::debug!(%lane, segment = %name, covered, end = scan.end, frames = scan.frames.len(), "read a segment");
-    for frame in &scan.frames {
-        for slice in &frame.slices {
-            ingest.found(&frame.category, slice, false, now_ms);
-        }
-    }
     let record = match (known, scan.frames.first()) {
         (Some(record), _) => record,
         (None, Some(frame)) => SegmentRecord {
@@ -552,7 +553,7 @@ async fn read_segment(
         (None, None) => {
             // Not one whole frame, and nobody was ever told of any of it.
             tracing::info!(%lane, segment = %name, bytes = len, "deleted a segment without a whole frame");
-            wait_out!(lane, dfs.delete(path))?;
+            wait_out!(lane, dfs.delete(&path))?;
             return Ok(None);
         }
     };

@@ -83,7 +83,7 @@ pub struct RootOptions {
     pub idle_timeout: Duration,
     /// `max_open_files`: files written at a time. Default 200, from 1 to 100000.
     pub max_open_files: u32,
-    /// `recompress_below`: frames smaller than this are merged. Default 64 KiB, from 0 (never merge) to 16 MiB.
+    /// `recompress_below`: frames smaller than this are merged. Default 8 KiB, from 0 (never merge) to 16 MiB.
     pub recompress_below: u64,
     /// `close_delay`: after a bucket's end before it is sealed. Default 2m, from 0s to 1d.
     pub close_delay: Duration,

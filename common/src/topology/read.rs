@@ -294,7 +294,7 @@ fn root_options(root: &mut Table<'_>, on_files: bool) -> RootFields {
     let stream_ttl = table.or("stream_ttl", duration(HOUR..=3650 * DAY), 30 * DAY);
     let files = FileFields::read(&mut table, None);
     let max_open_files = table.or("max_open_files", integer(1..=100_000), 200_u32);
-    let recompress_below = table.or("recompress_below", size(0..=16 * MIB), 64 * KIB);
+    let recompress_below = table.or("recompress_below", size(0..=16 * MIB), 8 * KIB);
     let late = table.or("late", choice(&[("beside", Late::Beside)]), Late::Beside);
     let on_missing = table.or(
         "on_missing",

@@ -552,7 +552,7 @@ impl Agent {
             tails.get(&id.0).map_or(target.size, |tail| target.size.min(tail.file.facts().size))
         };
         let reach = |id: TailId, target: &Target, _| match tails.get(&id.0).map(|tail| &tail.named) {
-            _ if target.size == 0 => Reach::Read,
+            _ if size(id, target) == 0 => Reach::Read,
             Some(Some(named)) if named.stream.is_following() && named.stream.read().offset >= size(id, target) => {
                 Reach::Read
             }

@@ -18,6 +18,9 @@ use crate::root::placement::MIN_BLOCK_BYTES;
 use crate::root::segment::{HeldRanges, Segment, SegmentId, WriterReport, file_name, spawn_writer};
 use crate::root::sink::Scan;
 
+/// So many bytes of small frames are merged without waiting for the next commit.
+const MOST_KEPT_BACK: u64 = 1 << 20;
+
 impl Lane {
     pub(super) fn write(&mut self, key: HourKey, codec: Codec, slice: SliceDescriptor, frame: Bytes) {
         self.note_category(&key.category, key.bucket.size());
@@ -35,6 +38,9 @@ impl Lane {
         if small {
             segment.small_bytes += frame.len() as u64;
             segment.small.push((slice, frame));
+            if segment.small_bytes >= MOST_KEPT_BACK {
+                self.flush_small(id);
+            }
         } else {
             segment.write(vec![slice], frame);
         }
