@@ -27,9 +27,11 @@
 //! | what users' jobs find in a published tree | [`readers::read_lines`] |
 //! | lines written against lines found | [`lines::Lines::difference`] |
 //! | a child process that can't outlive the test run | [`process::Process`] |
+//! | what everything costs, beside what it must cost | [`benchmark`] |
 //! | what a process uses | [`usage::Usage`] |
 //! | a condition instead of a sleep | [`wait::until`] |
 
+pub mod benchmark;
 pub mod chaos;
 pub mod cluster;
 pub mod comparison;

@@ -1,0 +1,192 @@
+//! What everything costs, each figure beside a baseline of the same run: the bare compressor, or a server that does the least that
+//! one must. `tests/BENCHMARKS.md` says what came out, and what was done about it.
+//!
+//! Nothing here decides whether a test passes.
+
+pub mod compressor;
+pub mod figures;
+pub mod path;
+pub mod receiver;
+pub mod senders;
+pub mod tiers;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use self::compressor::{BATCH_BYTES, compress, write_log};
+use self::figures::{Goal, Section, gib, mib, rounded, table};
+use self::path::{PathOptions, Shipped, ship};
+use self::tiers::Tiers;
+use crate::cluster::Sink;
+use crate::hdfs::{HdfsOptions, MiniHdfs};
+use crate::usage::Usage;
+
+/// The fastest of the peers, in MiB of log per second (see `tests/BENCHMARKS.md`).
+const PEERS_BEST_SPEED: f64 = 63.0;
+/// The cheapest of the peers, in CPU seconds of sender and receiver per GiB of log.
+const PEERS_LEAST_CPU: f64 = 27.5;
+
+/// Where and how much is measured.
+#[derive(Clone, Debug)]
+pub struct Bench {
+    /// All files lie below it, on a disk with room for three times `log_bytes`.
+    pub parent: PathBuf,
+    /// Bytes of the log that is shipped; so many that a start's own costs don't count.
+    pub log_bytes: u64,
+    /// Raw bytes of the batches for the tiers, which are kept in memory compressed.
+    pub tier_bytes: u64,
+}
+
+impl Bench {
+    /// The log that is shipped, which is written when it isn't there yet.
+    fn log(&self) -> Result<PathBuf> {
+        let path = self.parent.join(format!("access-{}.log", self.log_bytes));
+        // Its lines must be of the present hour or of one shortly before.
+        let fresh = |path: &Path| -> Result<bool> {
+            let age = fs::metadata(path)?.modified()?.elapsed().unwrap_or_default();
+            Ok(age.as_secs() < 3600)
+        };
+        if !fresh(&path).unwrap_or(false) {
+            write_log(&path, self.log_bytes)?;
+        }
+        Ok(path)
+    }
+
+    /// An agent beside the bare compressor, and the whole way to a local directory.
+    ///
+    /// # Errors
+    /// A process fails.
+    pub async fn path(&self) -> Result<Vec<Section>> {
+        let log = self.log()?;
+        let bare = compress(&log)?;
+        let one = ship(&log, &self.parent, &PathOptions::default()).await?;
+        let two = ship(&log, &self.parent, &PathOptions { threads: 2, ..PathOptions::default() }).await?;
+        let base = bare.cpu.as_secs_f64();
+
+        let mut agent = Section::new(
+            "Agent",
+            format!(
+                "{} MiB of access log, {} bytes a line, shipped by an agent with its defaults to an edge and a root on the same cores; \
+                 the time of every line is read. The baseline is the agent's compressor alone (libdeflate, level 1) over the same \
+                 bytes in memory, in pieces of {} MiB.",
+                rounded(mib(bare.raw)),
+                210,
+                BATCH_BYTES >> 20,
+            ),
+        );
+        agent.tell("the compressor alone", mib(bare.raw) / base, "MiB per CPU second");
+        agent.tell("agent, CPU seconds per GiB", one.agent.cpu.as_secs_f64() / gib(one.raw), "s");
+        let ratio = one.agent.cpu.as_secs_f64() / base;
+        agent.judge("agent's CPU", ratio, "× the compressor's", Goal::AtMost(1.15));
+        let wall = one.steady_speed().recip() * mib(bare.raw) / bare.wall.as_secs_f64();
+        agent.judge(
+            "wall time with one compressing thread, edge and root beside it",
+            wall,
+            "× the compressor's",
+            Goal::AtMost(1.2),
+        );
+        agent.tell("speed with two compressing threads", two.steady_speed() / one.steady_speed(), "× with one");
+        agent.tell("wire", one.wire as f64 / one.raw as f64, "bytes per byte of log");
+        agent.judge("peak memory of the agent", mib(one.agent.peak_bytes), "MiB", Goal::AtMost(48.0));
+
+        let mut whole = Section::new(
+            "The whole way: agent, edge, root, `file://`",
+            "The same runs. The goals are three times the fastest and a fifth of the cheapest of the peers below.",
+        );
+        judge_speed(&mut whole, &one, "one compressing thread", 3.0);
+        judge_speed(&mut whole, &two, "two", 3.0);
+        whole.judge(
+            "CPU seconds per GiB of log, all three",
+            one.cpu().as_secs_f64() / gib(one.raw),
+            "s",
+            Goal::AtMost(PEERS_LEAST_CPU / 5.0),
+        );
+        whole.add(&parts(&one));
+        Ok(vec![agent, whole])
+    }
+
+    /// The whole way to a real HDFS on the same cores.
+    ///
+    /// # Errors
+    /// A process fails.
+    pub async fn hdfs(&self) -> Result<Vec<Section>> {
+        let log = self.log()?;
+        let hdfs = MiniHdfs::start(HdfsOptions::default()).await?;
+        let sink = Sink::Hdfs { uri: hdfs.uri(), webhdfs: hdfs.webhdfs().clone(), path: "/bench".into() };
+        let shipped = ship(&log, &self.parent, &PathOptions { threads: 2, sink, ..PathOptions::default() }).await?;
+        let mut section = Section::new(
+            "The whole way: agent, edge, root, HDFS",
+            "The same log into a real HDFS, a NameNode and a DataNode, on the same cores; two compressing threads.",
+        );
+        judge_speed(&mut section, &shipped, "two compressing threads", 1.5);
+        section.add(&parts(&shipped));
+        Ok(vec![section])
+    }
+
+    /// Edges, nodes between and roots beside a server that does the least that one must.
+    ///
+    /// # Errors
+    /// A process fails.
+    pub async fn tiers(&self) -> Result<Vec<Section>> {
+        const STREAMS: u64 = 16;
+        let batches = (self.tier_bytes / STREAMS / BATCH_BYTES as u64).max(1) as usize;
+        let measured = tiers::measure(&self.parent, senders::make(STREAMS, batches, BATCH_BYTES)?).await?;
+        let mut section = Section::new(
+            "Tiers",
+            format!(
+                "{STREAMS} senders, each with a connection and a stream of its own, send batches that were made before, {} MiB in all. The \
+                 baseline is a hyper server that reads bodies, compares their CRC-32C, writes them to a file and syncs it, once for all \
+                 that came meanwhile, before it answers. An edge also sends on all that it takes.",
+                rounded(mib(measured.wire))
+            ),
+        );
+        let Tiers { wire, baseline, edge, mid, root, direct_root } = measured;
+        let per_gib = |usage: Usage| usage.cpu.as_secs_f64() / gib(wire);
+        section.tell("baseline, CPU seconds per compressed GiB", per_gib(baseline), "s");
+        for (what, usage) in [
+            ("edge", edge),
+            ("node between edge and root", mid),
+            ("root on `file://`, behind these", root),
+            ("root on `file://`, alone", direct_root),
+        ] {
+            section.judge(
+                format!("{what} ({} s per GiB)", rounded(per_gib(usage))),
+                per_gib(usage) / per_gib(baseline),
+                "× the baseline",
+                Goal::AtMost(1.5),
+            );
+        }
+        section.judge("peak memory of the edge", mib(edge.peak_bytes), "MiB", Goal::AtMost(128.0));
+        Ok(vec![section])
+    }
+
+    /// Writes the report of these sections to `report.md` below `parent`; returns where it is.
+    ///
+    /// # Errors
+    /// It can't be written.
+    pub fn write_report(&self, sections: &[Section]) -> Result<PathBuf> {
+        let mut text = format!("# Benchmarks\n\n{}.\n\n", crate::machine::machine());
+        text += &sections.iter().map(Section::markdown).collect::<Vec<_>>().join("\n");
+        let path = self.parent.join("report.md");
+        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
+        Ok(path)
+    }
+}
+
+fn judge_speed(section: &mut Section, shipped: &Shipped, how: &str, times_peers: f64) {
+    let goal = Goal::AtLeast(times_peers * PEERS_BEST_SPEED);
+    section.judge(format!("speed from the agent's start on, {how}"), shipped.speed(), "MiB/s", goal);
+    section.tell(format!("speed from the first commit on, {how}"), shipped.steady_speed(), "MiB/s");
+}
+
+/// What each of the three used.
+fn parts(shipped: &Shipped) -> String {
+    let mut rows = vec![vec!["".to_owned(), "CPU s per GiB of log".to_owned(), "peak memory, MiB".to_owned()]];
+    for (name, usage) in [("agent", shipped.agent), ("edge", shipped.edge), ("root", shipped.root)] {
+        let cpu = usage.cpu.as_secs_f64() / gib(shipped.raw);
+        rows.push(vec![name.to_owned(), rounded(cpu), rounded(mib(usage.peak_bytes))]);
+    }
+    table(&rows)
+}

@@ -1,0 +1,121 @@
+//! The whole way of a log that is there already: an agent, an edge, a root, until all of it is committed.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use super::figures::mib;
+use crate::cluster::{Cluster, ClusterOptions, Role, Sink};
+use crate::usage::Usage;
+use crate::wait::until;
+
+/// Only turns a hang into a failure.
+const LIMIT: Duration = Duration::from_secs(3600);
+
+/// What a run is like.
+#[derive(Clone, Debug)]
+pub struct PathOptions {
+    /// The agent's `compression.threads`; default 1.
+    pub threads: u16,
+    /// Where the root writes; default: a local directory.
+    pub sink: Sink,
+    /// More lines for the top of the agent's file; default none.
+    pub agent_lines: String,
+}
+
+impl Default for PathOptions {
+    fn default() -> Self {
+        Self { threads: 1, sink: Sink::Local, agent_lines: String::new() }
+    }
+}
+
+/// What it took.
+#[derive(Clone, Copy, Debug)]
+pub struct Shipped {
+    /// Bytes of the log.
+    pub raw: u64,
+    /// Bytes of requests that the edge received.
+    pub wire: u64,
+    /// From the agent's start until all was committed.
+    pub elapsed: Duration,
+    /// From when the first byte was committed, and how many were then: what is left of a run without what every start costs.
+    pub steady: (Duration, u64),
+    /// What each process used, from its start.
+    pub agent: Usage,
+    /// As of the agent.
+    pub edge: Usage,
+    /// As of the agent.
+    pub root: Usage,
+}
+
+impl Shipped {
+    /// MiB of the log per second, from the agent's start on.
+    #[must_use]
+    pub fn speed(&self) -> f64 {
+        mib(self.raw) / self.elapsed.as_secs_f64()
+    }
+
+    /// MiB of the log per second, from the first commit on.
+    #[must_use]
+    pub fn steady_speed(&self) -> f64 {
+        mib(self.raw - self.steady.1) / self.steady.0.as_secs_f64()
+    }
+
+    /// CPU seconds of all three.
+    #[must_use]
+    pub fn cpu(&self) -> Duration {
+        self.agent.cpu + self.edge.cpu + self.root.cpu
+    }
+}
+
+/// Ships the log at `log`, with everything at its defaults but for `options`. Works in a new folder below `parent`, on the same file
+/// system.
+///
+/// # Errors
+/// A process fails.
+pub async fn ship(log: &Path, parent: &Path, options: &PathOptions) -> Result<Shipped> {
+    let folder = tempfile::Builder::new().prefix("run-").tempdir_in(parent).context("making a directory")?;
+    let agent_lines = format!("{}\n[compression]\nthreads = {}\n", options.agent_lines, options.threads);
+    let mut cluster = Cluster::prepare(ClusterOptions {
+        tables: Some(String::new()),
+        bucket: "1h".into(),
+        sink: options.sink.clone(),
+        folder: Some(folder.path().into()),
+        agent_lines,
+        ..ClusterOptions::default()
+    })?;
+    let linked = cluster.log_dir(0).join("access.log");
+    std::fs::hard_link(log, &linked).with_context(|| format!("linking {}", linked.display()))?;
+    let raw = std::fs::metadata(log)?.len();
+    let outcome = run(&mut cluster, raw).await;
+    cluster.explain(outcome)
+}
+
+async fn run(cluster: &mut Cluster, raw: u64) -> Result<Shipped> {
+    const ROLES: [Role; 3] = [Role::Root(0), Role::Edge(0), Role::Agent(0)];
+    for role in &ROLES[..2] {
+        cluster.start_node(*role)?;
+        cluster.wait_until_ready(*role).await?;
+    }
+    let begun = Instant::now();
+    cluster.start_node(Role::Agent(0))?;
+    let mut first = None;
+    until("all to be committed", LIMIT, async || {
+        let committed = cluster.agent_committed(0).await?;
+        if committed > 0 {
+            first.get_or_insert((Instant::now(), committed));
+        }
+        ensure!(committed >= raw, "{committed} of {raw} bytes are");
+        Ok(Some(()))
+    })
+    .await?;
+    let elapsed = begun.elapsed();
+    let (first_at, before) = first.context("bytes were committed")?;
+    let steady = (first_at.elapsed(), before);
+    let usage = |role: Role| Usage::of(cluster.pid(role)?);
+    let (root, edge, agent) = (usage(Role::Root(0))?, usage(Role::Edge(0))?, usage(Role::Agent(0))?);
+    let wire = cluster.metric(Role::Edge(0), "tributary_received_bytes_total").await? as u64;
+    cluster.stop_all().await?;
+    Ok(Shipped { raw, wire, elapsed, steady, agent, edge, root })
+}
