@@ -124,10 +124,28 @@ struct Remembered {
     seconds_at: usize,
     /// Digits of a fraction that follows the seconds and one more character.
     fraction_digits: usize,
+    /// Which bits of the text, and of the two bytes behind it, are always the same where the line is of the same kind.
+    same: [Word; REMEMBERED_BYTES / WORD_BYTES + 1],
+    /// How many of these there are.
+    words: usize,
     /// What followed.
     behind: [u8; 2],
     /// Whether the year is not in the text, so that it depends on the clock.
     yearless: bool,
+}
+
+/// Bytes that are compared at a time.
+const WORD_BYTES: usize = size_of::<u64>();
+
+/// Some bits of eight bytes, and what they should be.
+#[derive(Debug, Clone, Copy, Default)]
+struct Word {
+    mask: u64,
+    wanted: u64,
+}
+
+fn word(bytes: &[u8]) -> u64 {
+    bytes.try_into().map_or(0, u64::from_le_bytes)
 }
 
 /// What kinds of characters follow a time that ends at `end`.
@@ -147,18 +165,44 @@ impl Remembered {
         }
     }
 
+    /// Remembers what is the same of `line`, in which the text stands, and of lines of its kind.
+    fn compare_with(mut self, line: &[u8]) -> Self {
+        let end = self.len + 2;
+        let (seconds, fraction) = (self.seconds_at..self.seconds_at + 2, self.seconds_at + 3..self.tail_at());
+        self.words = end.div_ceil(WORD_BYTES);
+        for (n, one) in self.same.iter_mut().enumerate() {
+            let bytes: [usize; WORD_BYTES] = std::array::from_fn(|byte| n * WORD_BYTES + byte);
+            let is_same = |at: usize| at < end && !seconds.contains(&at) && !fraction.contains(&at);
+            one.mask = u64::from_le_bytes(bytes.map(|at| if is_same(at) { u8::MAX } else { 0 }));
+            one.wanted = u64::from_le_bytes(bytes.map(|at| line.get(at).copied().unwrap_or(0))) & one.mask;
+        }
+        self
+    }
+
+    /// Whether nothing but the digits differs. A line that is too short to be compared in words, or has another character of the same
+    /// kind behind its time, isn't surely the same, but may be.
+    #[inline]
+    fn is_surely_the_same(&self, line: &[u8]) -> bool {
+        let Some(text) = line.get(..self.words * WORD_BYTES) else { return false };
+        let pairs = text.chunks_exact(WORD_BYTES).zip(&self.same);
+        pairs.fold(0, |differs, (bytes, same)| differs | ((word(bytes) & same.mask) ^ same.wanted)) == 0
+    }
+
+    #[inline]
     fn read(&self, line: &[u8], now_ms: i64) -> Option<i64> {
         if self.yearless && self.minute_ms.abs_diff(now_ms) > NEAREST_YEAR_MS.unsigned_abs() {
             return None;
         }
         let text = line.get(..self.len)?;
         let (head, tail_at) = (self.seconds_at, self.tail_at());
-        if behind(line, self.len) != self.behind {
-            // More digits, a fraction, or the seconds of an offset may belong to the time.
-            return None;
-        }
-        if text[..head] != self.text[..head] || text[tail_at..] != self.text[tail_at..self.len] {
-            return None;
+        if !self.is_surely_the_same(line) {
+            if behind(line, self.len) != self.behind {
+                // More digits, a fraction, or the seconds of an offset may belong to the time.
+                return None;
+            }
+            if text[..head] != self.text[..head] || text[tail_at..] != self.text[tail_at..self.len] {
+                return None;
+            }
         }
         let [tens, ones] = [text[head].wrapping_sub(b'0'), text[head + 1].wrapping_sub(b'0')];
         if tens > 5 || ones > 9 {
@@ -328,6 +372,8 @@ fn remember(format: &str, line: &[u8], len: usize, ms: i64, timezone: &TimeZone,
             fraction_digits: 0,
             behind: behind(line, len),
             yearless: is_yearless(format, text),
+            same: Default::default(),
+            words: 0,
         };
         if let Some(b'.' | b',') = text.get(seconds_at + 2) {
             let behind = &text[seconds_at + 3..];
@@ -340,6 +386,7 @@ fn remember(format: &str, line: &[u8], len: usize, ms: i64, timezone: &TimeZone,
                 found.fraction_digits = digits;
             }
         }
+        let found = found.compare_with(line);
         return (found.read(line, now_ms) == Some(ms)).then_some(found);
     }
     None

@@ -448,7 +448,10 @@ pub enum EncodeError {
 /// Makes frames. Keeps its working memory between frames, so one per thread is best.
 pub struct FrameEncoder {
     compressor: Compressor,
-    scratch: Vec<u8>,
+    header: Vec<u8>,
+    /// As long as the longest body could become so far: making it shorter, and longer again, would write it full of zeros for each
+    /// frame.
+    body: Vec<u8>,
 }
 
 enum Compressor {
@@ -470,7 +473,7 @@ impl FrameEncoder {
                 zstd::bulk::Compressor::new(level.clamp(1, 19)).expect("a zstd context needs nothing but memory"),
             ),
         };
-        Self { compressor, scratch: Vec::new() }
+        Self { compressor, header: Vec::new(), body: Vec::new() }
     }
 
     /// The codec of the frames that it makes.
@@ -508,12 +511,12 @@ impl FrameEncoder {
 
         let codec = self.codec();
         let fixed = codec.fixed_len();
-        let out = &mut self.scratch;
-        out.clear();
-        out.resize(fixed + PAYLOAD_FIXED, 0);
+        let header = &mut self.header;
+        header.clear();
+        header.resize(fixed + PAYLOAD_FIXED, 0);
         let contents = Contents { category: category.clone(), bucket, slices };
-        postcard::to_io(&contents, &mut *out).map_err(|_| EncodeError::Descriptors("they can't be written"))?;
-        let header_len = out.len();
+        postcard::to_io(&contents, &mut *header).map_err(|_| EncodeError::Descriptors("they can't be written"))?;
+        let header_len = header.len();
         let payload_len = header_len - fixed;
         if payload_len > MAX_FRAME_HEADER_BYTES {
             return Err(EncodeError::HeaderTooLarge { len: payload_len });
@@ -521,46 +524,52 @@ impl FrameEncoder {
         match codec {
             Codec::Gzip => {
                 let len = u16::try_from(payload_len).map_err(|_| EncodeError::HeaderTooLarge { len: payload_len })?;
-                out[..10].copy_from_slice(&GZIP_START);
-                out[10..12].copy_from_slice(&(len + 4).to_le_bytes());
-                out[12..14].copy_from_slice(&SUBFIELD);
-                out[14..16].copy_from_slice(&len.to_le_bytes());
+                header[..10].copy_from_slice(&GZIP_START);
+                header[10..12].copy_from_slice(&(len + 4).to_le_bytes());
+                header[12..14].copy_from_slice(&SUBFIELD);
+                header[14..16].copy_from_slice(&len.to_le_bytes());
             }
             Codec::Zstd => {
                 let len = u32::try_from(payload_len).map_err(|_| EncodeError::HeaderTooLarge { len: payload_len })?;
-                out[..4].copy_from_slice(&ZSTD_START);
-                out[4..8].copy_from_slice(&len.to_le_bytes());
+                header[..4].copy_from_slice(&ZSTD_START);
+                header[4..8].copy_from_slice(&len.to_le_bytes());
             }
         }
-        match &mut self.compressor {
+        let too_small = EncodeError::Descriptors("the compressor's own bound was too small");
+        let body = match &mut self.compressor {
             Compressor::Gzip(compressor) => {
-                out.resize(header_len + compressor.deflate_compress_bound(raw.len()) + GZIP_TRAILER, 0);
-                let len = compressor
-                    .deflate_compress(raw, &mut out[header_len..])
-                    .map_err(|_| EncodeError::Descriptors("the compressor's own bound was too small"))?;
-                out.truncate(header_len + len);
-                out.extend_from_slice(&libdeflater::crc32(raw).to_le_bytes());
-                out.extend_from_slice(&(raw.len() as u32).to_le_bytes());
+                let room = room_for(&mut self.body, compressor.deflate_compress_bound(raw.len()) + GZIP_TRAILER);
+                let len = compressor.deflate_compress(raw, room).map_err(|_| too_small)?;
+                let (body, _) = room.split_at_mut(len + GZIP_TRAILER);
+                body[len..len + 4].copy_from_slice(&libdeflater::crc32(raw).to_le_bytes());
+                body[len + 4..].copy_from_slice(&(raw.len() as u32).to_le_bytes());
+                body
             }
             Compressor::Zstd(compressor) => {
-                out.resize(header_len + zstd::zstd_safe::compress_bound(raw.len()), 0);
-                let len = compressor
-                    .compress_to_buffer(raw, &mut out[header_len..])
-                    .map_err(|_| EncodeError::Descriptors("the compressor's own bound was too small"))?;
-                out.truncate(header_len + len);
+                let room = room_for(&mut self.body, zstd::zstd_safe::compress_bound(raw.len()));
+                let len = compressor.compress_to_buffer(raw, room).map_err(|_| too_small)?;
+                &mut room[..len]
             }
-        }
-        let frame_len = u32::try_from(out.len()).map_err(|_| EncodeError::Descriptors("the frame is too large"))?;
-        let body_crc = crc32c::crc32c(&out[header_len..]);
-        let payload = &mut out[fixed..header_len];
+        };
+        let frame_len =
+            u32::try_from(header_len + body.len()).map_err(|_| EncodeError::Descriptors("the frame is too large"))?;
+        let payload = &mut header[fixed..];
         payload[0] = VERSION;
         payload[1] = codec.number();
         payload[4..8].copy_from_slice(&frame_len.to_le_bytes());
-        payload[8..12].copy_from_slice(&body_crc.to_le_bytes());
+        payload[8..12].copy_from_slice(&crc32c::crc32c(body).to_le_bytes());
         let header_crc = payload_crc(payload);
         payload[12..16].copy_from_slice(&header_crc.to_le_bytes());
-        Ok(Bytes::copy_from_slice(out))
+        Ok([header.as_slice(), body].concat().into())
     }
+}
+
+/// The first `len` bytes of `bytes`, which becomes so long if it isn't.
+fn room_for(bytes: &mut Vec<u8>, len: usize) -> &mut [u8] {
+    if bytes.len() < len {
+        bytes.resize(len, 0);
+    }
+    &mut bytes[..len]
 }
 
 /// A slice's stored bytes can't be mapped to stream bytes, because records in it were altered.

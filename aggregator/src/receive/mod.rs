@@ -301,6 +301,10 @@ impl<T: Tier> Receiver<T> {
                 if (bytes.len() + data.len()) as u64 > limit {
                     return Err(too_large());
                 }
+                if bytes.capacity() - bytes.len() < data.len() {
+                    // The system gives memory when it is written to, so this is only an address, and saves copying at each doubling.
+                    bytes.reserve((room as usize).saturating_sub(bytes.len()).max(data.len()));
+                }
                 bytes.extend_from_slice(&data);
             }
         }

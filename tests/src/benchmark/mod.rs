@@ -4,18 +4,23 @@
 //! Nothing here decides whether a test passes.
 
 pub mod compressor;
+pub mod crowd;
 pub mod figures;
+pub mod latency;
 pub mod path;
 pub mod receiver;
+pub mod roots;
 pub mod senders;
 pub mod tiers;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
 use self::compressor::{BATCH_BYTES, compress, write_log};
+use self::crowd::Crowd;
 use self::figures::{Goal, Section, gib, mib, rounded, table};
 use self::path::{PathOptions, Shipped, ship};
 use self::tiers::Tiers;
@@ -114,8 +119,8 @@ impl Bench {
     pub async fn hdfs(&self) -> Result<Vec<Section>> {
         let log = self.log()?;
         let hdfs = MiniHdfs::start(HdfsOptions::default()).await?;
-        let sink = Sink::Hdfs { uri: hdfs.uri(), webhdfs: hdfs.webhdfs().clone(), path: "/bench".into() };
-        let shipped = ship(&log, &self.parent, &PathOptions { threads: 2, sink, ..PathOptions::default() }).await?;
+        let options = PathOptions { threads: 2, sink: hdfs_sink(&hdfs), ..PathOptions::default() };
+        let shipped = ship(&log, &self.parent, &options).await?;
         let mut section = Section::new(
             "The whole way: agent, edge, root, HDFS",
             "The same log into a real HDFS, a NameNode and a DataNode, on the same cores; two compressing threads.",
@@ -162,6 +167,84 @@ impl Bench {
         Ok(vec![section])
     }
 
+    /// Memory: an edge with many agents, a root with many open segments.
+    ///
+    /// # Errors
+    /// A process fails.
+    pub async fn memory(&self) -> Result<Vec<Section>> {
+        const AGENTS: u64 = 5000;
+        const HOURS: u64 = 50;
+        let crowd = Crowd { agents: AGENTS, streams: 1, rate: 2048, time: Duration::from_secs(30) };
+        let crowded = crowd::measure(&self.parent, crowd).await?;
+        let open = roots::open_segments(&self.parent, HOURS, 16).await?;
+        let mut section = Section::new(
+            "Memory",
+            format!(
+                "{AGENTS} agents, each on a connection of its own, write 2 KiB of log a second each and send it every two seconds, for 30 \
+                 seconds, to one edge; and batches of {HOURS} different hours come to a root at the same time."
+            ),
+        );
+        section.judge("peak memory of the edge", mib(crowded.edge.peak_bytes), "MiB", Goal::AtMost(512.0));
+        section.judge("requests without a good answer", crowded.errors as f64, "", Goal::AtMost(0.0));
+        section.tell("sent", mib(crowded.raw), "MiB");
+        section.tell("CPU of the edge", 100.0 * crowded.edge.cpu.as_secs_f64() / 30.0, "% of a core");
+        section.tell("until a batch is durable at the edge, half of them", crowded.durable_s.0, "s");
+        section.tell("… 99 of 100", crowded.durable_s.1, "s");
+        section.judge(
+            format!("peak memory of a root with {HOURS} open segments"),
+            mib(open.peak_bytes),
+            "MiB",
+            Goal::AtMost(256.0),
+        );
+        Ok(vec![section])
+    }
+
+    /// How long a line takes, on a real HDFS.
+    ///
+    /// # Errors
+    /// A process fails.
+    pub async fn latency(&self) -> Result<Vec<Section>> {
+        let hdfs = MiniHdfs::start(HdfsOptions::default()).await?;
+        let measured = latency::measure(&self.parent, hdfs_sink(&hdfs), 10 << 20, Duration::from_secs(30)).await?;
+        let mut section = Section::new(
+            "Latency",
+            "A log grows by 10 MiB a second for 30 seconds; agent, edge, root and a real HDFS on the same cores, all with their defaults \
+             (`commit_interval` 1 s). Edge and root are asked every 5 ms what they have.",
+        );
+        section.tell("written → durable in the edge's spool, half of the lines", measured.durable_s.0, "s");
+        section.tell("… 99 of 100", measured.durable_s.1, "s");
+        section.tell("written → committed on HDFS, half of the lines", measured.committed_s.0, "s");
+        section.judge("… 99 of 100", measured.committed_s.1, "s", Goal::AtMost(2.0));
+        Ok(vec![section])
+    }
+
+    /// How soon a lane with much that is not published is served again.
+    ///
+    /// # Errors
+    /// A process fails.
+    pub async fn recovery(&self) -> Result<Vec<Section>> {
+        const SEGMENTS: u64 = 24;
+        const SEGMENT_MIB: u64 = 256;
+        let hdfs = MiniHdfs::start(HdfsOptions::default()).await?;
+        let recovered = roots::recovery(&self.parent, hdfs_sink(&hdfs), SEGMENTS, SEGMENT_MIB).await?;
+        let mut section = Section::new(
+            "Recovery",
+            format!(
+                "A lane has {} MiB in {SEGMENTS} unpublished segments of {SEGMENT_MIB} MiB on a real HDFS; its root is killed and started again.",
+                rounded(mib(recovered.unpublished))
+            ),
+        );
+        section.judge(
+            "from its start until it serves the lane, recovered leases included",
+            recovered.serving_after.as_secs_f64(),
+            "s",
+            Goal::AtMost(5.0),
+        );
+        section.tell("CPU until then", recovered.usage.cpu.as_secs_f64(), "s");
+        section.tell("peak memory", mib(recovered.usage.peak_bytes), "MiB");
+        Ok(vec![section])
+    }
+
     /// Writes the report of these sections to `report.md` below `parent`; returns where it is.
     ///
     /// # Errors
@@ -173,6 +256,10 @@ impl Bench {
         fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
         Ok(path)
     }
+}
+
+fn hdfs_sink(hdfs: &MiniHdfs) -> Sink {
+    Sink::Hdfs { uri: hdfs.uri(), webhdfs: hdfs.webhdfs().clone(), path: "/bench".into() }
 }
 
 fn judge_speed(section: &mut Section, shipped: &Shipped, how: &str, times_peers: f64) {

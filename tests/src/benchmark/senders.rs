@@ -26,25 +26,53 @@ use crate::synthetic::{AccessLog, TIME_AFTER, TIME_FORMAT};
 /// How long a sender waits that was told to come later, and was not told when.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// A sender of one stream: an agent with one file.
-pub struct Stream {
+/// What lines are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Text {
+    /// Lines of an access log.
+    Access,
+    /// Lines of so many random bytes, as characters that compress by a quarter.
+    Random(usize),
+}
+
+/// Makes batches as an agent does, for any number of streams.
+pub struct Maker {
     log: AccessLog,
     times: TimeReader,
     packer: Packer,
+}
+
+impl Default for Maker {
+    fn default() -> Self {
+        let times = TimeReader::new(&TimestampOptions {
+            formats: vec![TimeFormat::Strptime(TIME_FORMAT.to_owned())],
+            after: TIME_AFTER.into(),
+            json_field: None,
+            timezone: jiff::tz::TimeZone::UTC,
+        });
+        Self { log: AccessLog::default(), times, packer: Packer::default() }
+    }
+}
+
+/// The stream of one file of one agent.
+#[derive(Clone, Debug)]
+pub struct Stream {
     facts: BatchFacts,
     end: Position,
     /// Bytes of the stream just before `end`, as many as tail hashes are made of.
     window: Vec<u8>,
     serial: u64,
+    /// How far the time of its lines is behind the clock, in seconds.
+    behind_s: i64,
 }
 
 impl Stream {
-    /// The stream of agent `number`. Only agents with different numbers have different lines.
+    /// Stream `number` of all, which belongs to agent `agent`. Only streams with different numbers have different lines.
     ///
     /// # Errors
     /// Never with the category of a [`Cluster`](crate::cluster::Cluster)'s defaults.
-    pub fn new(number: u64) -> Result<Self> {
-        let agent: AgentId = format!("bench-{number}").parse()?;
+    pub fn new(agent: u64, number: u64) -> Result<Self> {
+        let agent: AgentId = format!("bench-{agent}").parse()?;
         let category: CategoryName = "nginx-access".parse()?;
         let facts = BatchFacts {
             lane: agent.lane(LaneCount::try_from(1).map_err(anyhow::Error::msg)?),
@@ -56,33 +84,29 @@ impl Stream {
             committed: Position::zero(),
             prefix_len: 0,
         };
-        let times = TimeReader::new(&TimestampOptions {
-            formats: vec![TimeFormat::Strptime(TIME_FORMAT.to_owned())],
-            after: TIME_AFTER.into(),
-            json_field: None,
-            timezone: jiff::tz::TimeZone::UTC,
-        });
-        Ok(Self {
-            log: AccessLog::default(),
-            times,
-            packer: Packer::default(),
-            facts,
-            end: Position::zero(),
-            window: Vec::new(),
-            serial: number << 32,
-        })
+        Ok(Self { facts, end: Position::zero(), window: Vec::new(), serial: number << 32, behind_s: 0 })
     }
 
-    /// The batch that follows, of at least `raw_bytes` of lines of the present second.
+    /// The same with lines of an earlier time.
+    #[must_use]
+    pub fn behind(mut self, seconds: i64) -> Self {
+        self.behind_s = seconds;
+        self
+    }
+
+    /// The batch that follows, of at least `raw_bytes` of lines of one second.
     ///
     /// # Errors
     /// Never: what is cut is what was made.
-    pub fn next(&mut self, raw_bytes: usize) -> Result<Batch> {
+    pub fn next(&mut self, maker: &mut Maker, text: Text, raw_bytes: usize) -> Result<Batch> {
         let now = jiff::Timestamp::now();
         let known = self.window.len();
         let mut bytes = std::mem::take(&mut self.window);
         while bytes.len() - known < raw_bytes {
-            self.log.line(self.serial, now.as_second(), &mut bytes);
+            match text {
+                Text::Access => maker.log.line(self.serial, now.as_second() - self.behind_s, &mut bytes),
+                Text::Random(len) => bytes.extend(random_line(len)),
+            }
             self.serial += 1;
         }
         let options = CutOptions {
@@ -102,14 +126,29 @@ impl Stream {
             carry_ms: None,
             now_ms: now.as_millisecond(),
         };
-        let cut = cut(&options, input, Some(&mut self.times));
+        let cut = cut(&options, input, Some(&mut maker.times));
         ensure!(cut.len == data.len(), "whole lines are cut whole");
         let end = Position { offset: self.end.offset + cut.len as u64, tail: TailHash::of(&bytes) };
-        let batch = self.packer.pack((Codec::Gzip, 1), self.facts.clone(), (self.end, end), &cut, data)?;
+        let batch = maker.packer.pack((Codec::Gzip, 1), self.facts.clone(), (self.end, end), &cut, data)?;
         self.end = end;
         self.window = bytes.split_off(bytes.len().saturating_sub(TAIL_WINDOW_BYTES));
         Ok(batch)
     }
+
+    /// Every batch from now on says that the stream is committed up to there.
+    pub fn committed(&mut self, committed: Position) {
+        self.facts.committed = committed;
+    }
+}
+
+/// A line of `len` random characters.
+fn random_line(len: usize) -> Vec<u8> {
+    const CHARACTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut line: Vec<u8> = vec![0; len.max(1)];
+    rand::fill(&mut line[..]);
+    line.iter_mut().for_each(|byte| *byte = CHARACTERS[usize::from(*byte & 63)]);
+    *line.last_mut().expect("a line has a byte") = b'\n';
+    line
 }
 
 /// Batches of one stream, and how many bytes they have on the wire.
@@ -126,9 +165,11 @@ pub struct Made {
 /// # Errors
 /// As of [`Stream::next`].
 pub fn make(streams: u64, batches: usize, raw_bytes: usize) -> Result<Vec<Made>> {
+    let mut maker = Maker::default();
     let one = |number| {
-        let mut stream = Stream::new(number)?;
-        let batches = (0..batches).map(|_| stream.next(raw_bytes)).collect::<Result<Vec<_>>>()?;
+        let mut stream = Stream::new(number, number)?;
+        let batches =
+            (0..batches).map(|_| stream.next(&mut maker, Text::Access, raw_bytes)).collect::<Result<Vec<_>>>()?;
         let wire = batches.iter().map(Batch::encoded_len).sum();
         Ok(Made { batches, wire })
     };

@@ -37,6 +37,12 @@ enum What {
     Hdfs,
     /// Edges, nodes between and roots beside a server that does the least that one must.
     Tiers,
+    /// An edge with 5,000 agents, a root with 50 open segments.
+    Memory,
+    /// How long a line takes to a real HDFS.
+    Latency,
+    /// How soon a lane with 6 GiB of unpublished data is served again.
+    Recovery,
     /// That server.
     #[command(hide = true)]
     BaselineServer {
@@ -70,8 +76,17 @@ async fn main() -> Result<()> {
     if all || matches!(what, What::Tiers) {
         sections.extend(bench.tiers().await?);
     }
+    if all || matches!(what, What::Memory) {
+        sections.extend(bench.memory().await?);
+    }
+    if all || matches!(what, What::Latency) {
+        sections.extend(bench.latency().await?);
+    }
+    if all || matches!(what, What::Recovery) {
+        sections.extend(bench.recovery().await?);
+    }
     for section in &sections {
-        print!("{}\n", section.markdown());
+        println!("{}", section.markdown());
     }
     if all {
         eprintln!("{} holds all of it", bench.write_report(&sections)?.display());
