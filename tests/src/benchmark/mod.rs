@@ -6,8 +6,10 @@
 pub mod compressor;
 pub mod crowd;
 pub mod figures;
+pub mod growth;
 pub mod latency;
 pub mod path;
+pub mod plots;
 pub mod receiver;
 pub mod roots;
 pub mod senders;
@@ -242,6 +244,66 @@ impl Bench {
         );
         section.tell("CPU until then", recovered.usage.cpu.as_secs_f64(), "s");
         section.tell("peak memory", mib(recovered.usage.peak_bytes), "MiB");
+        Ok(vec![section])
+    }
+
+    /// How cost grows; plots are written to `parent`.
+    ///
+    /// # Errors
+    /// A process fails, or a plot can't be written.
+    pub async fn growth(&self) -> Result<Vec<Section>> {
+        const PIECE: u64 = 512 << 20;
+        let mut section = Section::new(
+            "How cost grows",
+            "CPU seconds per GiB of log, and the most memory: of edge and root against the number of agents (2 KiB a second each) and of \
+             streams (batches of 2 KiB of log), of the agent against the length of lines, of all three against the size of batches.",
+        );
+        let log = tempfile::NamedTempFile::new_in(&self.parent)?;
+        write_log(log.path(), PIECE)?;
+        let parent = &self.parent;
+        let grown = [
+            ("agents", "agents", growth::agents(parent, &[1, 50, 500, 5000]).await?),
+            ("streams", "streams", growth::streams(parent, &[1, 100, 10_000, 100_000]).await?),
+            ("lines", "bytes of a line", growth::line_lengths(parent, &[50, 200, 1000, 10_000], PIECE).await?),
+            (
+                "batches",
+                "KiB of log in a batch",
+                growth::batch_sizes(parent, log.path(), &[64, 256, 1024, 4096]).await?,
+            ),
+        ];
+        for (name, what, curves) in grown {
+            plots::draw(&parent.join(format!("{name}.svg")), what, &curves)?;
+            let mut rows = vec![vec![what.to_owned()]];
+            let xs = curves.first().map(|curve| &curve.points).into_iter().flatten();
+            rows[0].extend(xs.map(|point| point.0.to_string()));
+            for curve in &curves {
+                let row = |what: &str, value: fn(&(f64, f64, f64)) -> f64| {
+                    let values = curve.points.iter().map(|point| rounded(value(point)));
+                    std::iter::once(format!("{}, {what}", curve.name)).chain(values).collect()
+                };
+                rows.push(row("CPU s per GiB", |point| point.1));
+                rows.push(row("memory, MiB", |point| point.2));
+            }
+            section.add(&format!("{}\n![{name}]({name}.svg)\n\n", table(&rows)));
+        }
+        Ok(vec![section])
+    }
+
+    /// How well an agent keeps to its `bytes_per_second`.
+    ///
+    /// # Errors
+    /// A process fails.
+    pub async fn rate(&self) -> Result<Vec<Section>> {
+        const RATE: u64 = 2 << 20;
+        let log = tempfile::NamedTempFile::new_in(&self.parent)?;
+        write_log(log.path(), 256 << 20)?;
+        let options = PathOptions { bytes_per_second: Some(RATE), ..PathOptions::default() };
+        let shipped = ship(log.path(), &self.parent, &options).await?;
+        let mut section =
+            Section::new("Slow networks", "An agent whose `bytes_per_second` is 2 MiB ships 256 MiB of log.");
+        let speed = shipped.wire as f64 / shipped.elapsed.as_secs_f64();
+        section.judge("bytes on the wire per second", speed / RATE as f64, "× `bytes_per_second`", Goal::AtMost(1.0));
+        section.tell("bytes on the wire", shipped.wire as f64 / shipped.raw as f64, "per byte of log");
         Ok(vec![section])
     }
 

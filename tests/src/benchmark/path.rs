@@ -20,13 +20,15 @@ pub struct PathOptions {
     pub threads: u16,
     /// Where the root writes; default: a local directory.
     pub sink: Sink,
-    /// More lines for the top of the agent's file; default none.
-    pub agent_lines: String,
+    /// The agent's `batch.max_bytes`; default: its own.
+    pub batch_bytes: Option<u64>,
+    /// The agent's `bytes_per_second`; default: none.
+    pub bytes_per_second: Option<u64>,
 }
 
 impl Default for PathOptions {
     fn default() -> Self {
-        Self { threads: 1, sink: Sink::Local, agent_lines: String::new() }
+        Self { threads: 1, sink: Sink::Local, batch_bytes: None, bytes_per_second: None }
     }
 }
 
@@ -76,7 +78,14 @@ impl Shipped {
 /// A process fails.
 pub async fn ship(log: &Path, parent: &Path, options: &PathOptions) -> Result<Shipped> {
     let folder = tempfile::Builder::new().prefix("run-").tempdir_in(parent).context("making a directory")?;
-    let agent_lines = format!("{}\n[compression]\nthreads = {}\n", options.agent_lines, options.threads);
+    let mut agent_lines = String::new();
+    if let Some(rate) = options.bytes_per_second {
+        agent_lines += &format!("bytes_per_second = {rate}\n");
+    }
+    agent_lines += &format!("[compression]\nthreads = {}\n", options.threads);
+    if let Some(bytes) = options.batch_bytes {
+        agent_lines += &format!("[batch]\nmax_bytes = {bytes}\n");
+    }
     let mut cluster = Cluster::prepare(ClusterOptions {
         tables: Some(String::new()),
         bucket: "1h".into(),

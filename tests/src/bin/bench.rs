@@ -43,6 +43,10 @@ enum What {
     Latency,
     /// How soon a lane with 6 GiB of unpublished data is served again.
     Recovery,
+    /// Whether an agent keeps to its `bytes_per_second`.
+    Rate,
+    /// How cost grows with agents, streams, line length and batch size, with plots.
+    Growth,
     /// That server.
     #[command(hide = true)]
     BaselineServer {
@@ -84,6 +88,12 @@ async fn main() -> Result<()> {
     }
     if all || matches!(what, What::Recovery) {
         sections.extend(bench.recovery().await?);
+    }
+    if all || matches!(what, What::Rate) {
+        sections.extend(bench.rate().await?);
+    }
+    if all || matches!(what, What::Growth) {
+        sections.extend(bench.growth().await?);
     }
     for section in &sections {
         println!("{}", section.markdown());
