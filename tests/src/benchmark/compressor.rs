@@ -14,7 +14,7 @@ use crate::synthetic::AccessLog;
 /// The agent's `batch.max_bytes`, unless it is configured.
 pub const BATCH_BYTES: usize = 1 << 20;
 /// The agent's `compression.level`, unless it is configured.
-const LEVEL: i32 = 1;
+pub const LEVEL: i32 = 1;
 
 /// What the compressor alone used.
 #[derive(Clone, Copy, Debug, Default)]
@@ -81,7 +81,9 @@ pub fn compress(log: &Path) -> Result<Bare> {
     }
 }
 
-fn thread_cpu() -> Duration {
+/// The time that this thread has had on a processor.
+#[must_use]
+pub fn thread_cpu() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
 }

@@ -4,6 +4,7 @@
 //! Nothing here decides whether a test passes.
 
 pub mod compressor;
+pub mod corpora;
 pub mod crowd;
 pub mod figures;
 pub mod growth;
@@ -286,6 +287,20 @@ impl Bench {
             }
             section.add(&format!("{}\n![{name}]({name}.svg)\n\n", table(&rows)));
         }
+        Ok(vec![section])
+    }
+
+    /// Real logs of several kinds.
+    ///
+    /// # Errors
+    /// HDFS can't be started, or a log can't be read.
+    pub async fn corpora(&self) -> Result<Vec<Section>> {
+        let mut section = Section::new(
+            "Real logs",
+            "What an agent's worker does with a batch (find the lines, read their times, compress, frame), beside the compressor alone, on one \
+             thread and in memory. Each log is repeated up to 256 MiB.",
+        );
+        section.add(&corpora::markdown(&corpora::measure().await?));
         Ok(vec![section])
     }
 

@@ -80,11 +80,11 @@ pub async fn ship(log: &Path, parent: &Path, options: &PathOptions) -> Result<Sh
     let folder = tempfile::Builder::new().prefix("run-").tempdir_in(parent).context("making a directory")?;
     let mut agent_lines = String::new();
     if let Some(rate) = options.bytes_per_second {
-        agent_lines += &format!("bytes_per_second = {rate}\n");
+        agent_lines += &format!("bytes_per_second = \"{rate} B\"\n");
     }
     agent_lines += &format!("[compression]\nthreads = {}\n", options.threads);
     if let Some(bytes) = options.batch_bytes {
-        agent_lines += &format!("[batch]\nmax_bytes = {bytes}\n");
+        agent_lines += &format!("[batch]\nmax_bytes = \"{bytes} B\"\n");
     }
     let mut cluster = Cluster::prepare(ClusterOptions {
         tables: Some(String::new()),
@@ -109,6 +109,7 @@ async fn run(cluster: &mut Cluster, raw: u64) -> Result<Shipped> {
     }
     let begun = Instant::now();
     cluster.start_node(Role::Agent(0))?;
+    cluster.wait_until_ready(Role::Agent(0)).await?;
     let mut first = None;
     until("all to be committed", LIMIT, async || {
         let committed = cluster.agent_committed(0).await?;

@@ -43,6 +43,8 @@ enum What {
     Latency,
     /// How soon a lane with 6 GiB of unpublished data is served again.
     Recovery,
+    /// Real logs of several kinds beside the bare compressor.
+    Corpora,
     /// Whether an agent keeps to its `bytes_per_second`.
     Rate,
     /// How cost grows with agents, streams, line length and batch size, with plots.
@@ -88,6 +90,9 @@ async fn main() -> Result<()> {
     }
     if all || matches!(what, What::Recovery) {
         sections.extend(bench.recovery().await?);
+    }
+    if all || matches!(what, What::Corpora) {
+        sections.extend(bench.corpora().await?);
     }
     if all || matches!(what, What::Rate) {
         sections.extend(bench.rate().await?);
