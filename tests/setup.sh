@@ -94,7 +94,7 @@ allow_services() {
 }
 
 install_packages() {
-    local wanted=(gcc libc6-dev) missing=() name need_jdk=false new_nginx=false
+    local wanted=(gcc libc6-dev make) missing=() name need_jdk=false new_nginx=false
     if ! $demo; then
         wanted+=(ca-certificates curl gzip logrotate nginx procps python3 python3-venv sqlite3 util-linux zstd)
         if [ -z "${HADOOP_HOME:-}" ]; then

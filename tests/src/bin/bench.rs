@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
 use tributary_common::config::parse_size;
+use tributary_tests::benchmark::figures::Section;
 use tributary_tests::benchmark::{Bench, receiver};
 use tributary_tests::programs::Programs;
 
@@ -59,6 +60,34 @@ enum What {
     },
 }
 
+/// What [`What::All`] is made of.
+const PARTS: [What; 9] = [
+    What::Path,
+    What::Hdfs,
+    What::Tiers,
+    What::Memory,
+    What::Latency,
+    What::Recovery,
+    What::Corpora,
+    What::Rate,
+    What::Growth,
+];
+
+async fn measure(bench: &Bench, part: What) -> Result<Vec<Section>> {
+    match part {
+        What::Path => bench.path().await,
+        What::Hdfs => bench.hdfs().await,
+        What::Tiers => bench.tiers().await,
+        What::Memory => bench.memory().await,
+        What::Latency => bench.latency().await,
+        What::Recovery => bench.recovery().await,
+        What::Corpora => bench.corpora().await,
+        What::Rate => bench.rate().await,
+        What::Growth => bench.growth().await,
+        What::All | What::BaselineServer { .. } => Ok(Vec::new()),
+    }
+}
+
 #[tokio::main]
 async fn main() -> Result<()> {
     let Arguments { what, size, dir } = Arguments::parse();
@@ -71,40 +100,17 @@ async fn main() -> Result<()> {
         None => Programs::find()?.output_folder("bench")?,
     };
     let bench = Bench { parent, log_bytes: size, tier_bytes: size / 2 };
+    let is_all = matches!(what, What::All);
+    let parts = if is_all { PARTS.to_vec() } else { vec![what] };
     let mut sections = Vec::new();
-    let all = matches!(what, What::All);
-    if all || matches!(what, What::Path) {
-        sections.extend(bench.path().await?);
-    }
-    if all || matches!(what, What::Hdfs) {
-        sections.extend(bench.hdfs().await?);
-    }
-    if all || matches!(what, What::Tiers) {
-        sections.extend(bench.tiers().await?);
-    }
-    if all || matches!(what, What::Memory) {
-        sections.extend(bench.memory().await?);
-    }
-    if all || matches!(what, What::Latency) {
-        sections.extend(bench.latency().await?);
-    }
-    if all || matches!(what, What::Recovery) {
-        sections.extend(bench.recovery().await?);
-    }
-    if all || matches!(what, What::Corpora) {
-        sections.extend(bench.corpora().await?);
-    }
-    if all || matches!(what, What::Rate) {
-        sections.extend(bench.rate().await?);
-    }
-    if all || matches!(what, What::Growth) {
-        sections.extend(bench.growth().await?);
-    }
-    for section in &sections {
-        println!("{}", section.markdown());
-    }
-    if all {
-        eprintln!("{} holds all of it", bench.write_report(&sections)?.display());
+    for part in parts {
+        for section in measure(&bench, part).await? {
+            println!("{}", section.markdown());
+            sections.push(section);
+        }
+        if is_all {
+            bench.write_report(&sections)?;
+        }
     }
     Ok(())
 }
