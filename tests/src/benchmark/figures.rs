@@ -41,15 +41,16 @@ pub struct Figure {
 pub struct Section {
     title: String,
     how: String,
+    load: String,
     figures: Vec<Figure>,
     more: String,
 }
 
 impl Section {
-    /// An empty one. `how` says in Markdown what is measured.
+    /// An empty one, for what has just been measured: it notes the load that the machine has now. `how` says in Markdown what that is.
     #[must_use]
     pub fn new(title: impl Into<String>, how: impl Into<String>) -> Self {
-        Self { title: title.into(), how: how.into(), ..Self::default() }
+        Self { title: title.into(), how: how.into(), load: load(), ..Self::default() }
     }
 
     /// Adds a figure without a goal.
@@ -67,10 +68,10 @@ impl Section {
         self.more += markdown;
     }
 
-    /// The section in Markdown, with the load that the machine has now.
+    /// The section in Markdown.
     #[must_use]
     pub fn markdown(&self) -> String {
-        let mut text = format!("## {}\n\n{} {}\n", self.title, self.how, load());
+        let mut text = format!("## {}\n\n{} {}\n", self.title, self.how, self.load);
         if !self.figures.is_empty() {
             text += "\n| | figure | goal | |\n|---|---:|---:|---|\n";
         }
