@@ -38,6 +38,14 @@ impl Nginx {
     /// # Errors
     /// nginx is not installed (the message says what to run) or doesn't come up (it shows the end of its log).
     pub async fn start(access_log: impl Into<PathBuf>) -> Result<Self> {
+        Self::start_with(access_log, "").await
+    }
+
+    /// The same, with further directives in its `http` block.
+    ///
+    /// # Errors
+    /// As of [`Self::start`].
+    pub async fn start_with(access_log: impl Into<PathBuf>, directives: &str) -> Result<Self> {
         let access_log = access_log.into();
         ensure!(access_log.is_absolute(), "{} is not absolute", access_log.display());
         let program = Parts::command("nginx")?;
@@ -45,7 +53,7 @@ impl Nginx {
             let folder = tempfile::Builder::new().prefix("tributary-nginx-").tempdir()?;
             let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
             let conf = folder.path().join("nginx.conf");
-            fs::write(&conf, config(folder.path(), port, &access_log))?;
+            fs::write(&conf, config(folder.path(), port, &access_log, directives))?;
             // SIGTERM, because a master that is killed leaves its workers behind.
             let at_death = AtParentDeath::Terminate;
             let mut process = Process::spawn(&program, at_death, folder.path().join("log"), |command| {
@@ -104,7 +112,7 @@ impl Nginx {
     }
 }
 
-fn config(folder: &Path, port: u16, access_log: &Path) -> String {
+fn config(folder: &Path, port: u16, access_log: &Path, directives: &str) -> String {
     // As root it would give the workers to www-data, who may not open a log in a private folder anew.
     let user = if rustix::process::geteuid().is_root() { "user root;" } else { "" };
     let (folder, access_log) = (folder.display(), access_log.display());
@@ -119,6 +127,7 @@ http {{
     log_format unique '$remote_addr - $remote_user [$time_local] "$request" $status $body_bytes_sent '
                       '"$http_referer" "$http_user_agent" $request_id';
     access_log "{access_log}" unique;
+    {directives}
     client_body_temp_path {folder}/body;
     proxy_temp_path {folder}/proxy;
     fastcgi_temp_path {folder}/fastcgi;

@@ -9,6 +9,8 @@ use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use jiff::tz::TimeZone;
 use libdeflater::{CompressionLvl, Compressor};
+use tokio::net::UdpSocket;
+use tokio_util::sync::CancellationToken;
 use tributary_agent::compress::{BatchFacts, Packer};
 use tributary_agent::config::{LongLines, TimeFormat, TimestampOptions};
 use tributary_agent::cut::{CutOptions, DataEnd, Input, cut};
@@ -21,6 +23,8 @@ use tributary_common::position::{Position, TailHash};
 use super::compressor::{BATCH_BYTES, LEVEL, thread_cpu};
 use super::figures::{gib, rounded, table};
 use crate::hdfs::{HdfsOptions, MiniHdfs};
+use crate::load::{Load, LoadOptions};
+use crate::nginx::Nginx;
 
 /// Each kind is repeated until it has so many bytes, more than any cache.
 const SIZE: usize = 256 << 20;
@@ -79,31 +83,17 @@ fn times(format: &str, json_field: Option<&str>) -> TimestampOptions {
     }
 }
 
-/// Java's logs with stack traces (of a real HDFS), the package manager's, and the same HDFS' events as lines of JSON.
+/// Java's logs with stack traces (of a real HDFS), a web server's as lines of JSON and as syslog, and the package manager's.
 async fn gather() -> Result<Vec<Corpus>> {
-    let mut hdfs = MiniHdfs::start(HdfsOptions::default()).await?;
-    // Without a DataNode the NameNode and its clients have much to say, with stack traces.
-    hdfs.kill_datanode(0)?;
-    hdfs.start_datanode(0).await?;
-    let mut java = Vec::new();
-    let mut json = Vec::new();
-    for entry in fs::read_dir(hdfs.log_dir())? {
-        let path = entry?.path();
-        if path.is_file() {
-            java.extend(fs::read(&path).with_context(|| format!("reading {}", path.display()))?);
-        }
-    }
-    for line in hdfs.audit()? {
-        let event = serde_json::json!({
-            "ts": jiff::Timestamp::now().to_string(), "cmd": line.command, "src": line.source, "dst": line.destination,
-            "proto": line.protocol,
-        });
-        json.extend(event.to_string().into_bytes());
-        json.push(b'\n');
-    }
+    let (json, syslog) = web_server().await?;
     let mut found = vec![
-        Corpus { name: "HDFS daemons: Java, stack traces", times: times("%Y-%m-%d %H:%M:%S,%3f", None), text: java },
-        Corpus { name: "HDFS audit log as JSON lines", times: times("%Y-%m-%dT%H:%M:%S%.fZ", Some("ts")), text: json },
+        Corpus {
+            name: "HDFS daemons: Java, stack traces",
+            times: times("%Y-%m-%d %H:%M:%S,%3f", None),
+            text: java().await?,
+        },
+        Corpus { name: "nginx: JSON lines", times: times("%Y-%m-%dT%H:%M:%S%:z", Some("time")), text: json },
+        Corpus { name: "nginx: syslog", times: times("%b %e %H:%M:%S", None), text: syslog },
     ];
     let dpkg = Path::new("/var/log/dpkg.log");
     if dpkg.exists() {
@@ -111,6 +101,64 @@ async fn gather() -> Result<Vec<Corpus>> {
     }
     found.retain(|corpus| corpus.text.contains(&b'\n'));
     Ok(found)
+}
+
+async fn java() -> Result<Vec<u8>> {
+    let mut hdfs = MiniHdfs::start(HdfsOptions::default()).await?;
+    // Without a DataNode the NameNode and its clients have much to say, with stack traces.
+    hdfs.kill_datanode(0)?;
+    hdfs.start_datanode(0).await?;
+    let mut text = Vec::new();
+    for entry in fs::read_dir(hdfs.log_dir())? {
+        let path = entry?.path();
+        if path.is_file() {
+            text.extend(fs::read(&path).with_context(|| format!("reading {}", path.display()))?);
+        }
+    }
+    Ok(text)
+}
+
+/// The log of a real nginx under load, as lines of JSON and as what it sends to a syslog daemon.
+async fn web_server() -> Result<(Vec<u8>, Vec<u8>)> {
+    let folder = tempfile::tempdir()?;
+    let json = folder.path().join("json.log");
+    let socket = UdpSocket::bind("127.0.0.1:0").await?;
+    let directives = format!(
+        r#"log_format json escape=json '{{"time":"$time_iso8601","client":"$remote_addr","method":"$request_method",'
+            '"uri":"$request_uri","status":$status,"bytes":$body_bytes_sent,"seconds":$request_time,'
+            '"referrer":"$http_referer","agent":"$http_user_agent","id":"$request_id"}}';
+        access_log "{}" json;
+        access_log syslog:server={} unique;"#,
+        json.display(),
+        socket.local_addr()?
+    );
+    let end = CancellationToken::new();
+    let syslog = tokio::spawn(hear_syslog(socket, end.clone()));
+    let nginx = Nginx::start_with(folder.path().join("access.log"), &directives).await?;
+    Load::start(&nginx.url(), &LoadOptions { requests: 20_000, ..LoadOptions::default() })?.finish().await?;
+    nginx.quit().await?;
+    end.cancel();
+    Ok((fs::read(&json).with_context(|| format!("reading {}", json.display()))?, syslog.await??))
+}
+
+/// The lines that a syslog daemon would write, of all that came until the end.
+async fn hear_syslog(socket: UdpSocket, end: CancellationToken) -> Result<Vec<u8>> {
+    let (mut text, mut message) = (Vec::new(), vec![0; 1 << 16]);
+    loop {
+        let received = match end.run_until_cancelled(socket.recv(&mut message)).await {
+            Some(received) => received?,
+            // What is still in the socket.
+            None => match socket.try_recv(&mut message) {
+                Ok(received) => received,
+                Err(_) => return Ok(text),
+            },
+        };
+        let line = &message[..received];
+        // A daemon writes all but the priority.
+        let from = line.iter().position(|byte| *byte == b'>').map_or(0, |end| end + 1);
+        text.extend_from_slice(&line[from..]);
+        text.push(b'\n');
+    }
 }
 
 fn one(corpus: &Corpus) -> Result<Measured> {
