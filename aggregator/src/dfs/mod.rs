@@ -445,9 +445,10 @@ async fn look_after_delete(dfs: &dyn Dfs, path: &DfsPath, unknown: DfsError) -> 
     }
 }
 
-/// The pauses between attempts to recover a file; the last one repeats. Asking faster restarts a recovery on HDFS.
+/// The pauses between attempts to recover a file; the last one repeats. Asking faster restarts a recovery on HDFS, which takes a
+/// DataNode's heartbeat, so up to three seconds.
 pub const RECOVERY_PAUSES: [Duration; 4] =
-    [Duration::from_secs(1), Duration::from_secs(4), Duration::from_secs(16), Duration::from_secs(60)];
+    [Duration::from_secs(3), Duration::from_secs(6), Duration::from_secs(16), Duration::from_secs(60)];
 
 /// Recovers a file, however long it takes, and returns its length in bytes; none when it is not there.
 ///

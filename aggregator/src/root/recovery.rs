@@ -161,8 +161,11 @@ struct BaseFile {
     lanes: LaneCount,
 }
 
-/// Recovering a lease takes the NameNode and a DataNode a second or more, most of which is waiting.
-const SEGMENTS_AT_A_TIME: usize = 16;
+/// Recovering a lease takes the NameNode and the DataNodes seconds, nearly all of which is waiting for each other's next word.
+const LEASES_AT_A_TIME: usize = 64;
+
+/// Each is read in pieces of some MiB.
+const READS_AT_A_TIME: usize = 4;
 
 /// The pause between tries while the sink is not available.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -492,9 +495,14 @@ async fn read_segments(
         }
         names.insert(name);
     }
-    let read = |name: &String| read_segment(dfs, lane, dir.join(name), replayed.segments.get(name));
+    let close = |name: &String| close_segment(dfs, lane, dir.join(name), replayed.segments.get(name));
+    let lens: Vec<Option<u64>> = stream::iter(names.iter().map(close)).buffered(LEASES_AT_A_TIME).try_collect().await?;
+    tracing::info!(%lane, files = lens.iter().flatten().count(), "nothing of what was before is open any more");
+    let there: Vec<(String, u64)> =
+        names.iter().zip(lens).filter_map(|(name, len)| Some((name.clone(), len?))).collect();
+    let read = |(name, len): &(String, u64)| read_segment(dfs, lane, dir.join(name), replayed.segments.get(name), *len);
     let segments: Vec<Option<Found>> =
-        stream::iter(names.iter().map(read)).buffered(SEGMENTS_AT_A_TIME).try_collect().await?;
+        stream::iter(there.iter().map(read)).buffered(READS_AT_A_TIME).try_collect().await?;
     let found: Vec<Found> = segments.into_iter().flatten().collect();
     for frame in found.iter().flat_map(|segment| &segment.scan.frames) {
         for slice in &frame.slices {
@@ -509,11 +517,26 @@ async fn read_segments(
     Ok(found)
 }
 
+/// Closes what a writer may have left open, and gives its length in bytes; none when it is not there.
+async fn close_segment(
+    dfs: &dyn Dfs,
+    lane: LaneId,
+    path: DfsPath,
+    known: Option<&SegmentRecord>,
+) -> Result<Option<u64>, TakeError> {
+    match known {
+        Some(record) if record.closed => Ok(Some(record.covered.bytes)),
+        _ => recover_until_closed(dfs, &path).await.map_err(|error| TakeError::Dfs { lane, error }),
+    }
+}
+
+/// Reads what the ledger doesn't know of a segment of `len` bytes.
 async fn read_segment(
     dfs: &dyn Dfs,
     lane: LaneId,
     path: DfsPath,
     known: Option<&SegmentRecord>,
+    len: u64,
 ) -> Result<Option<Found>, TakeError> {
     let name = path.name().to_owned();
     if let Some(record) = known
@@ -522,9 +545,6 @@ async fn read_segment(
         let scan = Scan { frames: Vec::new(), end: record.covered.bytes, torn: None };
         return Ok(Some(Found { record: record.clone(), scan }));
     }
-    let Some(len) = recover_until_closed(dfs, &path).await.map_err(|error| TakeError::Dfs { lane, error })? else {
-        return Ok(None);
-    };
     let mut known = known.cloned();
     if let Some(record) = &mut known
         && len < record.covered.bytes
