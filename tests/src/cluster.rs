@@ -36,6 +36,7 @@ use std::time::Duration;
 use std::{fmt, fs};
 
 use anyhow::{Context, Error, Result, bail, ensure};
+use jiff::Timestamp;
 use reqwest::Client;
 use rustix::process::Signal;
 use tempfile::TempDir;
@@ -636,6 +637,20 @@ impl Cluster {
             ensure!(bad.is_none(), "{} says: {}", log.display(), bad.unwrap_or_default());
         }
         Ok(())
+    }
+
+    /// When a running process logged a line with these words first.
+    ///
+    /// # Errors
+    /// It has not, or its log can't be read.
+    pub fn logged_at(&self, role: Role, words: &str) -> Result<Timestamp> {
+        let process = self.nodes.get(&role).and_then(|node| node.process.as_ref());
+        let log = process.with_context(|| format!("{role} does not run"))?.log();
+        let text = fs::read_to_string(log).with_context(|| format!("reading {}", log.display()))?;
+        let line = text.lines().find(|line| line.contains(words));
+        let line = line.with_context(|| format!("{} has nothing about \"{words}\"", log.display()))?;
+        let time = line.split_whitespace().next().unwrap_or_default();
+        time.parse().with_context(|| format!("reading the time of {line}"))
     }
 
     fn logs(&self) -> Result<Vec<PathBuf>> {

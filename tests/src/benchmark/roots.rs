@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use jiff::Timestamp;
 use tributary_agent::ship::Sender;
 use tributary_common::batch::BatchHeader;
 use tributary_common::http::endpoint::Endpoint;
@@ -69,6 +70,8 @@ pub struct Recovered {
     pub unpublished: u64,
     /// From the new process' start until it served the lane again, leases included.
     pub serving_after: Duration,
+    /// What of this came after the leases were recovered.
+    pub after_leases: Duration,
     /// What it had used by then.
     pub usage: Usage,
 }
@@ -102,9 +105,11 @@ pub async fn recovery(parent: &Path, sink: Sink, segments: u64, segment_mib: u64
         let begun = Instant::now();
         start_root(&mut cluster).await?;
         let serving_after = begun.elapsed();
+        let closed = cluster.logged_at(Role::Root(0), "nothing of what was before is open any more")?;
+        let after_leases = Timestamp::now().duration_since(closed).try_into().context("a clock that went back")?;
         let usage = Usage::of(cluster.pid(Role::Root(0))?)?;
         cluster.stop_all().await?;
-        Ok(Recovered { unpublished, serving_after, usage })
+        Ok(Recovered { unpublished, serving_after, after_leases, usage })
     };
     let outcome = outcome.await;
     cluster.explain(outcome)
