@@ -159,6 +159,9 @@ pub struct Stream<B> {
     probing: bool,
     /// Whether what upstream holds beyond `committed` was last found to be other bytes than the file has.
     contested: bool,
+    /// Whether something was committed since this began that the file was found to have. Before that, the owner may have, or may be
+    /// about to get from another aggregator, what the file had when it was another one.
+    vouched: bool,
     /// Told to be committed, and not yet compared with the file.
     told_committed: Option<Position>,
 }
@@ -186,6 +189,7 @@ impl<B> Stream<B> {
             generation: 0,
             probing: false,
             contested: false,
+            vouched: false,
             told_committed: None,
         }
     }
@@ -273,11 +277,15 @@ impl<B> Stream<B> {
     /// was read up to there.
     #[must_use]
     pub fn is_following(&self) -> bool {
-        matches!(self.phase, Phase::Following) && !self.is_contested()
+        matches!(self.phase, Phase::Following) && !self.is_contested() && !self.is_unvouched()
     }
 
     fn is_contested(&self) -> bool {
         self.contested && self.read.offset > self.committed.offset
+    }
+
+    fn is_unvouched(&self) -> bool {
+        !self.vouched && self.read.offset > self.committed.offset
     }
 
     /// What it waits for, in words, for an operator.
@@ -287,6 +295,7 @@ impl<B> Stream<B> {
             Phase::Asking => "asking upstream what it has",
             Phase::Following if self.is_contested() => "upstream holds other bytes of it, until its owner decides",
             Phase::Following if self.probing => "upstream can't take it now",
+            Phase::Following if self.is_unvouched() => "following; waiting until the first of it is committed",
             Phase::Following => "following",
             Phase::Checking { .. } => "comparing the file with what upstream has",
             Phase::Draining => "the file was replaced; sending what was read of it",
@@ -633,6 +642,7 @@ impl<B> Stream<B> {
     fn commit(&mut self, to: Position, notes: &mut Vec<Note>) {
         notes.push(Note::Committed(to.offset - self.committed.offset));
         self.committed = to;
+        self.vouched = true;
         let above = self.ends.split_off(&(to.offset + 1));
         for (offset, tail) in std::mem::replace(&mut self.ends, above) {
             self.remember(Position { offset, tail });

@@ -29,7 +29,12 @@ use super::ledger::{EndRecord, StreamRecord};
 pub struct Ingest {
     streams: BTreeMap<StreamId, Stream>,
     stream_ttl_ms: i64,
+    patient_until_ms: i64,
 }
+
+/// For so long after a recovery a batch waits that ends within another one of which only parts survived. Whoever holds that one sends
+/// it again: its sender had no answer.
+const PATIENCE_MS: i64 = 120_000;
 
 #[derive(Debug)]
 struct Stream {
@@ -204,12 +209,21 @@ impl Stream {
     }
 
     /// Takes a batch that continues what is there. Where parts of it are there beyond `next` already, it has to show first that they
-    /// are of the same bytes.
-    fn take(&self, batch: &BatchHeader, frames: &[FrameHeader]) -> Decision {
-        let beyond = self.next().offset..batch.end.offset;
-        let is_all_new = self.has.missing(beyond.clone()) == [beyond.clone()];
-        let at: Vec<u64> = self.ends.range(beyond.start + 1..=beyond.end).map(|(&at, _)| at).collect();
-        if is_all_new || at.is_empty() { Decision::Take(plan(&self.has, frames)) } else { Decision::NeedsTails { at } }
+    /// are of the same bytes. `patient`: whether the batch that these parts are of may still come.
+    fn take(&self, batch: &BatchHeader, frames: &[FrameHeader], patient: bool) -> Decision {
+        let is_all_new = |range: Range<u64>| self.has.missing(range.clone()) == [range];
+        let (next, end) = (self.next().offset, batch.end.offset);
+        if is_all_new(next..end) {
+            return Decision::Take(plan(&self.has, frames));
+        }
+        let at: Vec<u64> = self.ends.range(next + 1..=end).map(|(&at, _)| at).collect();
+        let shown_up_to = at.last().copied().unwrap_or(next);
+        if patient && shown_up_to < end && !is_all_new(shown_up_to..end) {
+            let reason =
+                "parts of a batch that ends behind this one are stored; waiting for that one to compare the two";
+            return Decision::Answer(Verdict::Wait { reason: reason.into() });
+        }
+        if at.is_empty() { Decision::Take(plan(&self.has, frames)) } else { Decision::NeedsTails { at } }
     }
 
     /// Notes a batch end.
@@ -254,7 +268,16 @@ impl Ingest {
     /// `stream_ttl_ms` ago, so that what comes later than the owner forgets can't be taken for new.
     #[must_use]
     pub fn new(stream_ttl_ms: i64) -> Self {
-        Self { streams: BTreeMap::new(), stream_ttl_ms }
+        Self { streams: BTreeMap::new(), stream_ttl_ms, patient_until_ms: i64::MIN }
+    }
+
+    /// What was found just now is what survived of an owner before.
+    pub fn recovered(&mut self, now_ms: i64) {
+        self.patient_until_ms = now_ms.saturating_add(PATIENCE_MS);
+    }
+
+    fn is_patient(&self, now_ms: i64) -> bool {
+        now_ms < self.patient_until_ms
     }
 
     /// How many streams are known.
@@ -349,7 +372,7 @@ impl Ingest {
         if batch.start.offset < next.offset {
             return Decision::NeedsTail { at: next.offset };
         }
-        stream.take(batch, frames)
+        stream.take(batch, frames, self.is_patient(now_ms))
     }
 
     /// Decides about a batch for which the hashes of its own bytes at batch ends beyond `next` were asked for.
@@ -398,22 +421,23 @@ impl Ingest {
 
     /// Decides about a batch for which [`Ingest::decide`] asked for the tail of its own bytes at `next`.
     #[must_use]
-    pub fn decide_crossing(&self, batch: &BatchHeader, frames: &[FrameHeader], own: OwnTail) -> Decision {
+    pub fn decide_crossing(&self, batch: &BatchHeader, frames: &[FrameHeader], own: OwnTail, now_ms: i64) -> Decision {
         let Some(stream) = self.streams.get(&batch.stream) else {
             return Decision::Answer(Verdict::Unknown);
         };
+        let patient = self.is_patient(now_ms);
         let next = stream.next();
         match own {
-            OwnTail::Hash(hash) if hash == next.tail => stream.take(batch, frames),
+            OwnTail::Hash(hash) if hash == next.tail => stream.take(batch, frames, patient),
             OwnTail::Hash(_) => Decision::Answer(stream.diverged()),
             OwnTail::TooShort { from, bytes, anchored: true } => {
                 if stream.contradicts_batches(from, &bytes) {
                     Decision::Answer(stream.diverged())
                 } else {
-                    stream.take(batch, frames)
+                    stream.take(batch, frames, patient)
                 }
             }
-            OwnTail::Altered if stream.knows(batch.start) => stream.take(batch, frames),
+            OwnTail::Altered if stream.knows(batch.start) => stream.take(batch, frames, patient),
             // It is the first of its run, and reaches back behind what the sender knows to be committed: whatever came before
             // it is gone there, so it will never show more.
             OwnTail::TooShort { .. }

@@ -504,6 +504,7 @@ async fn read_segments(
     let segments: Vec<Option<Found>> =
         stream::iter(there.iter().map(read)).buffered(READS_AT_A_TIME).try_collect().await?;
     let found: Vec<Found> = segments.into_iter().flatten().collect();
+    ingest.recovered(now_ms);
     for frame in found.iter().flat_map(|segment| &segment.scan.frames) {
         for slice in &frame.slices {
             ingest.found(&frame.category, slice, false, now_ms);

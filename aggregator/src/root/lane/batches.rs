@@ -44,7 +44,7 @@ impl Lane {
         let mut decision = self.ingest.decide(header, &received.frames, now);
         if let Decision::NeedsTail { at } = decision {
             decision = match with_pieces(received, |pieces| self.ingest.own_tail(header, pieces, at)) {
-                Ok(own) => self.ingest.decide_crossing(header, &received.frames, own),
+                Ok(own) => self.ingest.decide_crossing(header, &received.frames, own, now),
                 Err(error) => Decision::Answer(Verdict::Refused { reason: error.to_string() }),
             };
         }

@@ -66,7 +66,7 @@ fn decide(ingest: &mut Ingest, batch: &Received) -> Decision {
         .collect();
     if let Decision::NeedsTail { at } = decision {
         let own = ingest.own_tail(header, Some(pieces.clone()), at);
-        decision = ingest.decide_crossing(header, &batch.frames, own);
+        decision = ingest.decide_crossing(header, &batch.frames, own, 0);
     }
     if let Decision::NeedsTails { at } = decision {
         let own: Vec<_> = at.iter().map(|&at| (at, ingest.own_tail(header, Some(pieces.clone()), at))).collect();
@@ -105,6 +105,14 @@ fn what_survived_of_a_batch_counts_only_for_a_file_that_still_has_its_bytes() {
                 assert_eq!(plans[0], SlicePlan::Whole);
                 assert!(!plans[1..].iter().take(1).any(|plan| *plan == SlicePlan::Whole), "{plans:?}");
             }
+            // A batch that ends within the one of which only parts are there can't show that they are of its bytes. That one may
+            // still come, for a while.
+            let within = log.batch(15, 15 + batch_len - 1);
+            ingest.recovered(0);
+            assert!(matches!(decide(&mut ingest, &within), Decision::Answer(Verdict::Wait { .. })));
+            assert!(matches!(decide(&mut ingest, &torn), Decision::Take(_)));
+            ingest.recovered(i64::MIN);
+            assert!(matches!(decide(&mut ingest, &within), Decision::Take(_)));
             // The other one.
             if 15 + batch_len <= other_from {
                 continue;
