@@ -159,8 +159,8 @@ pub struct Stream<B> {
     probing: bool,
     /// Whether what upstream holds beyond `committed` was last found to be other bytes than the file has.
     contested: bool,
-    /// Whether something was committed since this began that the file was found to have. Before that, the owner may have, or may be
-    /// about to get from another aggregator, what the file had when it was another one.
+    /// Whether something was committed that the file was found to have, since this was begun from a checkpoint. Before that, the owner may
+    /// have, or may be about to get from another aggregator, what the file had when it was another one. Of a new stream nobody has.
     vouched: bool,
     /// Told to be committed, and not yet compared with the file.
     told_committed: Option<Position>,
@@ -171,7 +171,7 @@ impl<B> Stream<B> {
     /// begins at `base`.
     #[must_use]
     pub fn unknown(base: Position) -> Self {
-        Self { phase: Phase::Asking, ..Self::known(base, base) }
+        Self { phase: Phase::Asking, vouched: true, ..Self::known(base, base) }
     }
 
     /// A stream with a checkpoint.
