@@ -84,16 +84,21 @@ fn now_s() -> i64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_hour_waits_for_the_idle_agent_and_has_what_a_new_one_brings_and_what_is_found_late() -> Result<()> {
-    let options = ClusterOptions { agents: 3, lanes: 2, ..ClusterOptions::default() };
+    let options = ClusterOptions { agents: 4, lanes: 2, ..ClusterOptions::default() };
     let mut held = Vec::new();
     let report = reported("hours: idle, new, found late", options, async |cluster| {
-        let (idle, new) = (1, 2);
+        // Of the same lane: one whose agents are all past the minute seals it, whomever another lane waits for.
+        let (idle, new) = (1, 3);
+        ensure!(
+            cluster.lane_of_agent(idle) == cluster.lane_of_agent(new),
+            "the idle agent does not hold the new one's lane"
+        );
         // As if it had never been there.
         cluster.kill9(Role::Agent(new))?;
         cluster.wipe_state(Role::Agent(new))?;
         let writers = writers(cluster, 1, 200)?;
         writers[0].wait_for_more(200).await?;
-        until_known(cluster, &[0, idle]).await?;
+        until_known(cluster, &[0, idle, 2]).await?;
 
         // In the middle of a minute that the idle agent does not let pass, a new one comes with lines of it.
         cluster.signal(Role::Agent(idle), Signal::STOP)?;
