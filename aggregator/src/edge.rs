@@ -6,6 +6,7 @@
 
 mod core;
 mod metrics;
+mod recent;
 mod reports;
 
 use std::fs::{File, OpenOptions};

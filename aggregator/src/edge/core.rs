@@ -11,6 +11,7 @@ use futures::future::{BoxFuture, join_all};
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
+use tributary_common::batch::Batch;
 use tributary_common::http::endpoint::Endpoint;
 use tributary_common::http::pool::Trouble;
 use tributary_common::ids::StreamId;
@@ -19,6 +20,7 @@ use tributary_common::position::Position;
 use tributary_common::report::{Report, ReportAnswer, Reports};
 
 use super::metrics::{EdgeMetrics, ForwardError, Outcome, Reason};
+use super::recent::Recent;
 use super::reports::{Desk, Full};
 use super::{EdgeOptions, Shown};
 use crate::forward::{Ask, Effect, Failed, Failure, Forwarder, Outgoing, RequestId, Upstream, Way};
@@ -30,6 +32,9 @@ use crate::tier::{Elsewhere, Overloaded, Received};
 
 /// What was offered is put into one group up to this size.
 const GROUP_BYTES: u64 = 32 << 20;
+
+/// Most bytes of batches that are kept in memory for the tier above: several requests for each of some routes.
+const RECENT_BYTES: u64 = 16 << 20;
 
 /// A batch may grow by as much in the spool: its sender's idea of what is committed gives way to the spool's own.
 const POSITION_BYTES: u64 = 32;
@@ -86,7 +91,16 @@ struct Offered {
 /// A request whose batches were put to the rule; it is answered when the group is on disk.
 struct Decided {
     outcomes: Vec<(StreamId, Option<Offer>)>,
+    /// All of them and where they are going to be, if all were taken: else most of the memory that they share would be kept
+    /// for the few that were.
+    taken: Vec<(Place, Batch)>,
     reply: oneshot::Sender<Result<Vec<Answer>, Overloaded>>,
+}
+
+/// Where a batch is that is to be sent on.
+enum Source {
+    Memory(Batch),
+    Disk(Place, Piece),
 }
 
 struct Ended {
@@ -141,6 +155,7 @@ pub struct SyncFailed(#[source] GroupError);
 pub(super) struct Core {
     options: EdgeOptions,
     spool: Spool,
+    recent: Recent,
     forwarder: Forwarder,
     set_aside: Arc<SetAside>,
     upstream: Arc<dyn Upstream>,
@@ -182,6 +197,7 @@ impl Core {
         Self {
             options,
             spool,
+            recent: Recent::new(RECENT_BYTES),
             forwarder,
             set_aside: Arc::new(set_aside),
             upstream,
@@ -311,7 +327,7 @@ impl Core {
         let mut group = self.spool.plan();
         let mut decided = Vec::new();
         while group.bytes() < GROUP_BYTES {
-            let Some(mut offered) = self.waiting.pop_front() else { break };
+            let Some(offered) = self.waiting.pop_front() else { break };
             // Whoever gave up waiting sends it again.
             if offered.reply.is_closed() {
                 continue;
@@ -324,7 +340,8 @@ impl Core {
                 continue;
             }
             let mut outcomes = Vec::with_capacity(offered.batches.len());
-            for Received { batch, .. } in &mut offered.batches {
+            let mut taken = Vec::with_capacity(offered.batches.len());
+            for Received { mut batch, .. } in offered.batches {
                 let header = &batch.header;
                 let id = header.stream;
                 // One that begins where its stream is committed begins anew.
@@ -336,11 +353,19 @@ impl Core {
                     outcomes.push((id, None));
                     continue;
                 }
-                let offer = self.spool.offer(&mut group, batch);
+                let offer = self.spool.offer(&mut group, &mut batch);
                 self.metrics.offered(Outcome::from(&offer), 1);
+                if offer == Offer::Take
+                    && let Some(entry) = self.spool.stream(id).and_then(|stream| stream.run.entries().next_back())
+                {
+                    taken.push((entry.place, batch));
+                }
                 outcomes.push((id, Some(offer)));
             }
-            decided.push(Decided { outcomes, reply: offered.reply });
+            if taken.len() < outcomes.len() {
+                taken.clear();
+            }
+            decided.push(Decided { outcomes, taken, reply: offered.reply });
         }
         self.last_group = Some(now);
         if group.is_idle() {
@@ -370,6 +395,9 @@ impl Core {
                 Some(failed) if took => Err(failed.clone()),
                 _ => Ok(one.outcomes.iter().map(|(id, offer)| self.answer(*id, offer.as_ref())).collect()),
             };
+            if failed.is_none() {
+                self.recent.add(one.taken);
+            }
             for (id, _) in &one.outcomes {
                 if let Some(stream) = self.spool.stream(*id) {
                     self.forwarder.notice(now(), *id, stream.agent.lane(self.options.lanes), &self.spool);
@@ -553,8 +581,10 @@ impl Core {
                     for part in parts {
                         for place in part.places {
                             // A place of a run is in a segment that is there: it is needed.
-                            if let Some(piece) = self.spool.piece(place) {
-                                reads.push((part.stream, part.committed, place, piece));
+                            let on_disk = || self.spool.piece(place).map(|piece| Source::Disk(place, piece));
+                            if let Some(source) = self.recent.take(place).map(Source::Memory).or_else(on_disk) {
+                                self.metrics.read_back.inc_by(u64::from(matches!(source, Source::Disk(..))));
+                                reads.push((part.stream, part.committed, source));
                             }
                         }
                     }
@@ -883,13 +913,18 @@ async fn send_batches(
     upstream: &dyn Upstream,
     blocking: &Blocking,
     way: &Way,
-    reads: Vec<(StreamId, Position, Place, Piece)>,
+    reads: Vec<(StreamId, Position, Source)>,
 ) -> Sent {
     let batches = reads.len() as u64;
     let read = blocking.run(move || {
         let mut pieces: Vec<Bytes> = Vec::with_capacity(reads.len() * 2);
-        for (stream, committed, place, piece) in reads {
-            let mut batch = read_batch(&*piece.file, place).map_err(|error| (stream, place, error))?;
+        for (stream, committed, source) in reads {
+            let mut batch = match source {
+                Source::Memory(batch) => batch,
+                Source::Disk(place, piece) => {
+                    read_batch(&*piece.file, place).map_err(|error| (stream, place, error))?
+                }
+            };
             batch.header.committed = committed;
             pieces.push(batch.encode_head());
             pieces.push(batch.body);

@@ -112,6 +112,8 @@ pub struct EdgeMetrics {
     pub(super) failed_groups: Counter,
     /// Batches that the parent tier answered.
     pub(super) forwarded_batches: Counter,
+    /// Batches that were read from the spool to be sent on.
+    pub(super) read_back: Counter,
     pub(super) forwarded_reports: Counter,
     /// Their bytes.
     pub(super) forwarded_bytes: Counter,
@@ -142,6 +144,11 @@ impl EdgeMetrics {
             "spool_group_errors",
             "Groups of batches that could not be written",
             self.failed_groups.clone(),
+        );
+        registry.register(
+            "spool_read_batches",
+            "Batches read from the spool to be sent on: they waited for long, or are sent again",
+            self.read_back.clone(),
         );
         registry.register("forwarded_reports", "Reports that the parent tier took", self.forwarded_reports.clone());
         registry.register("forwarded_batches", "Batches that the parent tier answered", self.forwarded_batches.clone());

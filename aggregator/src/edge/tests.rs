@@ -164,6 +164,7 @@ async fn free_address() -> SocketAddr {
 
 struct Running {
     edge: Edge,
+    metrics: Arc<EdgeMetrics>,
     served: Served,
 }
 
@@ -204,9 +205,10 @@ impl Running {
                 opened => break opened.expect("opens"),
             }
         };
-        let edge = Edge::start(options, folders, Arc::default()).await.expect("starts");
+        let metrics: Arc<EdgeMetrics> = Arc::default();
+        let edge = Edge::start(options, folders, Arc::clone(&metrics)).await.expect("starts");
         let served = serve_tier(edge.clone()).await;
-        Self { edge, served }
+        Self { edge, metrics, served }
     }
 
     fn address(&self) -> SocketAddr {
@@ -250,6 +252,7 @@ async fn batches_go_up_and_committed_comes_down() {
     assert!(answers.iter().all(|answer| offsets(answer.committed) == Some(0)), "nothing is committed yet");
     until("the parent has all", || async { parent.stored(S) == content(S, 0, 1000) }).await;
     assert_eq!(edge.committed(S).await, 0, "what the parent has is not yet what the sink has");
+    assert_eq!(edge.metrics.read_back.get(), 0, "what came just now is sent on from memory");
     parent.commit();
     until("committed comes down", || async { edge.committed(S).await == 1000 }).await;
     let spool = dir.path().join("spool");
@@ -338,6 +341,7 @@ async fn a_parent_that_lost_its_spool_gets_everything_again_from_committed() {
         })
     })
     .await;
+    assert_ne!(edge.metrics.read_back.get(), 0, "what is sent again is on the disk only");
     parent.commit();
     until("all is committed", || async { edge.committed(S).await == 500 }).await;
     assert_eq!(parent.stored(S), content(S, 0, 500));

@@ -97,7 +97,7 @@ impl Run {
     }
 
     /// All entries, in order.
-    pub fn entries(&self) -> impl ExactSizeIterator<Item = &Entry> {
+    pub fn entries(&self) -> impl ExactSizeIterator<Item = &Entry> + DoubleEndedIterator {
         self.entries.iter()
     }
 
