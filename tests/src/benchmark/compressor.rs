@@ -29,6 +29,14 @@ pub struct Bare {
     pub wall: Duration,
 }
 
+impl Bare {
+    /// The mean of two runs over the same log.
+    #[must_use]
+    pub fn mean(self, other: Self) -> Self {
+        Self { cpu: (self.cpu + other.cpu) / 2, wall: (self.wall + other.wall) / 2, ..self }
+    }
+}
+
 /// Writes a log of at least `size` bytes, all of the present hour; returns its number of lines.
 ///
 /// # Errors

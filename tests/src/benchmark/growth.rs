@@ -118,14 +118,14 @@ async fn many_streams(parent: &Path, count: u64) -> Result<(Usage, Usage, u64)> 
     cluster.explain(outcome)
 }
 
-/// An agent whose lines have so many bytes.
+/// An agent whose lines have so many bytes; its log lies below `logs`.
 ///
 /// # Errors
 /// A process fails.
-pub async fn line_lengths(parent: &Path, lengths: &[usize], size: u64) -> Result<Vec<Curve>> {
+pub async fn line_lengths(parent: &Path, logs: &Path, lengths: &[usize], size: u64) -> Result<Vec<Curve>> {
     let mut points = Vec::new();
     for &length in lengths {
-        let log = tempfile::NamedTempFile::new_in(parent)?;
+        let log = tempfile::NamedTempFile::new_in(logs)?;
         write_lines(log.path(), length, size)?;
         let shipped = ship(log.path(), parent, &PathOptions::default()).await?;
         points.push(point(length as f64, shipped.agent, shipped.raw));

@@ -1,5 +1,6 @@
 //! The whole way of a log that is there already: an agent, an edge, a root, until all of it is committed.
 
+use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -41,8 +42,8 @@ pub struct Shipped {
     pub wire: u64,
     /// From the agent's start until all was committed.
     pub elapsed: Duration,
-    /// From when the first byte was committed, and how many were then: what is left of a run without what every start costs.
-    pub steady: (Duration, u64),
+    /// From the agent's start until the edge had all of it, synced: what is left of a run without the wait for its last commit.
+    pub durable: Duration,
     /// What each process used, from its start.
     pub agent: Usage,
     /// As of the agent.
@@ -58,10 +59,10 @@ impl Shipped {
         mib(self.raw) / self.elapsed.as_secs_f64()
     }
 
-    /// MiB of the log per second, from the first commit on.
+    /// MiB of the log per second, until the edge had all of it.
     #[must_use]
-    pub fn steady_speed(&self) -> f64 {
-        mib(self.raw - self.steady.1) / self.steady.0.as_secs_f64()
+    pub fn agent_speed(&self) -> f64 {
+        mib(self.raw) / self.durable.as_secs_f64()
     }
 
     /// CPU seconds of all three.
@@ -71,8 +72,8 @@ impl Shipped {
     }
 }
 
-/// Ships the log at `log`, with everything at its defaults but for `options`. Works in a new folder below `parent`, on the same file
-/// system.
+/// Ships the log at `log`, with everything at its defaults but for `options`. Works in a new folder below `parent`; the log may be on
+/// another file system.
 ///
 /// # Errors
 /// A process fails.
@@ -94,9 +95,14 @@ pub async fn ship(log: &Path, parent: &Path, options: &PathOptions) -> Result<Sh
         agent_lines,
         ..ClusterOptions::default()
     })?;
-    let linked = cluster.log_dir(0).join("access.log");
-    std::fs::hard_link(log, &linked).with_context(|| format!("linking {}", linked.display()))?;
-    let raw = std::fs::metadata(log)?.len();
+    // A name of its own for each run, beside the log: a link to a file can't leave its file system.
+    let beside = log.parent().context("a log lies in a folder")?;
+    let logs = tempfile::Builder::new().prefix("run-").tempdir_in(beside).context("making a directory")?;
+    let linked = logs.path().join("access.log");
+    fs::hard_link(log, &linked).with_context(|| format!("linking {}", linked.display()))?;
+    fs::remove_dir(cluster.log_dir(0))?;
+    std::os::unix::fs::symlink(logs.path(), cluster.log_dir(0))?;
+    let raw = fs::metadata(log)?.len();
     let outcome = run(&mut cluster, raw).await;
     cluster.explain(outcome)
 }
@@ -110,26 +116,29 @@ async fn run(cluster: &mut Cluster, raw: u64) -> Result<Shipped> {
     let begun = Instant::now();
     cluster.start_node(Role::Agent(0))?;
     cluster.wait_until_ready(Role::Agent(0)).await?;
-    let mut first = None;
-    until("all to be committed", LIMIT, async || {
-        let committed = cluster.agent_committed(0).await?;
-        if committed > 0 {
-            first.get_or_insert((Instant::now(), committed));
-        }
-        if committed < raw / 10 * 9 {
+    until("the edge to have all", LIMIT, async || {
+        let status = cluster.status(Role::Agent(0)).await?;
+        let files = status["files"].as_array().context("a status without files")?;
+        let next: u64 = files.iter().filter_map(|file| file["next"].as_u64()).sum();
+        if next < raw / 10 * 9 {
             // Asking costs the agent, too.
             tokio::time::sleep(Duration::from_millis(250)).await;
         }
+        ensure!(next >= raw, "it has {next} of {raw} bytes");
+        Ok(Some(()))
+    })
+    .await?;
+    let durable = begun.elapsed();
+    until("all to be committed", LIMIT, async || {
+        let committed = cluster.agent_committed(0).await?;
         ensure!(committed >= raw, "{committed} of {raw} bytes are");
         Ok(Some(()))
     })
     .await?;
     let elapsed = begun.elapsed();
-    let (first_at, before) = first.context("bytes were committed")?;
-    let steady = (first_at.elapsed(), before);
     let usage = |role: Role| Usage::of(cluster.pid(role)?);
     let (root, edge, agent) = (usage(Role::Root(0))?, usage(Role::Edge(0))?, usage(Role::Agent(0))?);
     let wire = cluster.metric(Role::Edge(0), "tributary_aggregator_received_bytes_total").await? as u64;
     cluster.stop_all().await?;
-    Ok(Shipped { raw, wire, elapsed, steady, agent, edge, root })
+    Ok(Shipped { raw, wire, elapsed, durable, agent, edge, root })
 }

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
 use tributary_common::config::parse_size;
 use tributary_tests::benchmark::figures::Section;
-use tributary_tests::benchmark::{Bench, receiver};
+use tributary_tests::benchmark::{Bench, logs_folder, receiver};
 use tributary_tests::programs::Programs;
 
 /// Measures what Tributary costs, and prints tables in Markdown: each figure, its goal, and whether it is met.
@@ -23,7 +23,7 @@ struct Arguments {
     /// The size of the log that is shipped.
     #[arg(long, global = true, default_value = "4GiB", value_parser = parse_size)]
     size: u64,
-    /// Work in this directory; default: target/bench.
+    /// Work in this directory; default: target/bench. The logs that are shipped lie in memory (/dev/shm), where they find room.
     #[arg(long, global = true, value_name = "DIR")]
     dir: Option<PathBuf>,
 }
@@ -99,7 +99,8 @@ async fn main() -> Result<()> {
         Some(dir) => dir,
         None => Programs::find()?.output_folder("bench")?,
     };
-    let bench = Bench { parent, log_bytes: size, tier_bytes: size / 2 };
+    let logs = logs_folder(&parent, size)?;
+    let bench = Bench { parent, logs: logs.path().into(), log_bytes: size, tier_bytes: size / 2 };
     let is_all = matches!(what, What::All);
     let parts = if is_all { PARTS.to_vec() } else { vec![what] };
     let mut sections = Vec::new();
