@@ -5,6 +5,7 @@ pub mod audit;
 pub mod cli;
 pub mod config;
 pub mod dfs;
+mod disk;
 pub mod edge;
 pub mod forward;
 pub mod frames;

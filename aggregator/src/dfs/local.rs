@@ -26,6 +26,7 @@ use rustix::fs::{FlockOperation, RenameFlags};
 use tokio::sync::RwLock;
 
 use super::{CreateOptions, Dfs, DfsError, DfsPath, DfsWriter, DirEntry, FileStatus, Guard, Recovered};
+use crate::disk::sync_and_let_go;
 
 /// A directory of this machine.
 #[derive(Debug, Clone)]
@@ -346,7 +347,7 @@ impl LocalWriter {
                 }
                 let file = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
                 if sync {
-                    file.sync_data()?;
+                    sync_and_let_go(&file)?;
                     if !named && is_at(&file, &full)? {
                         sync_parent(&full)?;
                     }

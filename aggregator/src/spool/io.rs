@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::disk::sync_and_let_go;
+
 /// One folder, without subfolders.
 pub trait Folder: Send + Sync + 'static {
     /// Names and lengths in bytes of its files, in no order.
@@ -138,7 +140,7 @@ impl FolderFile for DiskFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+        sync_and_let_go(&self.file)
     }
 
     fn truncate(&self, len: u64) -> io::Result<()> {

@@ -104,7 +104,7 @@ impl Bench {
         agent.judge("agent's CPU", ratio, "× the compressor's", Goal::AtMost(1.15));
         let wall = one.durable.as_secs_f64() / bare.wall.as_secs_f64();
         agent.judge(
-            "wall time until the edge has all, one compressing thread, edge and root beside it",
+            "wall time until the edge has all but the last, unfinished batch, one compressing thread, edge and root beside it",
             wall,
             "× the compressor's",
             Goal::AtMost(1.2),
