@@ -1,6 +1,6 @@
 //! The commands about agents: which ones the hours wait for, and to wait for one no more.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use clap::Subcommand;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
+use tributary_common::exit::UsageError;
 use tributary_common::messages::{AGENTS_PATH, RETIRE_PATH};
 use tributary_common::topology::Topology;
 
@@ -35,9 +36,10 @@ pub enum Command {
     },
     /// Wait no more for an agent that is gone for ever, so that its hours become complete.
     ///
-    /// What it had read and not shipped is lost, and no hour says so. One that reports again afterwards is expected again from
-    /// then on. It asks all roots, from a machine of the topology. Exit code 1 when some lane could not be asked, or when no lane
-    /// knows the agent: run it again.
+    /// What it had not shipped is lost. Of that, the manifests of the hours that come name as losses what it had told of; what it had
+    /// not told of, nobody knows. One that reports again afterwards is expected again from then on. It asks all roots, from a
+    /// machine of the topology. Exit code 1 when some lane could not be asked, or when no lane knows the agent: run it again. 64
+    /// when several agents have that host name: name the one that is gone by its id.
     #[command(
         after_help = "Example:\n  tributary-aggregator agents retire web-17 --config /etc/tributary/aggregator.toml"
     )]
@@ -148,20 +150,52 @@ async fn list(topology: &Topology, as_json: bool, out: &mut impl Write) -> anyho
     Ok(left.is_empty())
 }
 
+/// The id of the agent that is called `name`, by its id or its host name, by what the roots answer; none when no lane knows it.
+///
+/// # Errors
+/// When several agents are called so: one of them may be alive, and what it has named would be declared lost.
+fn whom(answers: &[Value], name: &str) -> Result<Option<String>, UsageError> {
+    let members = answers.iter().filter_map(|answer| answer["lanes"].as_object()).flatten();
+    let members = members.flat_map(|(_, members)| members.as_array().into_iter().flatten());
+    let mut called: BTreeMap<&str, &str> = BTreeMap::new();
+    for member in members {
+        let (id, host) = (member["agent"].as_str().unwrap_or_default(), member["host"].as_str().unwrap_or_default());
+        if id == name || host == name {
+            called.insert(id, host);
+        }
+    }
+    if called.len() > 1 {
+        let ids: Vec<String> = called.iter().map(|(id, host)| format!("{id} (host {host})")).collect();
+        return Err(UsageError(format!(
+            "{} agents are called {name}: {}; none was retired. Name the one that is gone by its id: tributary-aggregator agents \
+             list says when each was heard",
+            ids.len(),
+            ids.join(", ")
+        )));
+    }
+    Ok(called.into_keys().next().map(str::to_owned))
+}
+
 async fn retire(topology: &Topology, agent: &str, out: &mut impl Write) -> anyhow::Result<bool> {
     if agent.is_empty() {
         bail!("name the agent by its host name or its id: tributary-aggregator agents list shows them");
     }
-    let body = serde_json::to_vec(&Retire { agent: agent.to_owned() })?;
-    let (answers, failed) =
-        ask_roots(topology, |client, node| client.post(node.url(RETIRE_PATH)).body(body.clone())).await?;
-    let (mut lanes, mut found) = (BTreeSet::new(), 0);
-    for (lane, count) in answers.iter().filter_map(|answer| answer["lanes"].as_object()).flatten() {
-        if let Some(count) = count.as_u64() {
-            lanes.insert(lane.clone());
-            found += count;
-            if count > 0 {
-                writeln!(out, "lane {lane}: {agent} is waited for no more, in {count} categories")?;
+    let (known, mut failed) = ask_roots(topology, |client, node| client.get(node.url(AGENTS_PATH))).await?;
+    let mut lanes: BTreeSet<String> =
+        known.iter().filter_map(|answer| answer["lanes"].as_object()).flat_map(|lanes| lanes.keys().cloned()).collect();
+    let mut found = 0;
+    if let Some(id) = whom(&known, agent)? {
+        let body = serde_json::to_vec(&Retire { agent: id })?;
+        let retired = ask_roots(topology, |client, node| client.post(node.url(RETIRE_PATH)).body(body.clone())).await?;
+        failed = retired.1;
+        lanes.clear();
+        for (lane, count) in retired.0.iter().filter_map(|answer| answer["lanes"].as_object()).flatten() {
+            if let Some(count) = count.as_u64() {
+                lanes.insert(lane.clone());
+                found += count;
+                if count > 0 {
+                    writeln!(out, "lane {lane}: {agent} is waited for no more, in {count} categories")?;
+                }
             }
         }
     }
@@ -191,4 +225,33 @@ pub(crate) fn ago(ms: i64) -> String {
 pub(crate) fn moment(ms: i64) -> String {
     Timestamp::from_millisecond(ms)
         .map_or_else(|_| ms.to_string(), |time| time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(lane: &str, members: &[(&str, &str)]) -> Value {
+        let members: Vec<Value> =
+            members.iter().map(|(id, host)| json!({ "agent": id, "host": host, "category": "app" })).collect();
+        json!({ "lanes": { lane: members } })
+    }
+
+    #[test]
+    fn an_agent_is_retired_by_a_host_name_only_if_no_other_one_has_it() {
+        // The machine web-1 was made anew, with another id, in another lane.
+        let answers =
+            [answer("0", &[("a1", "web-1"), ("a1", "web-1"), ("b1", "web-2")]), answer("1", &[("a2", "web-1")])];
+        assert_eq!(whom(&answers, "web-2"), Ok(Some("b1".into())));
+        assert_eq!(whom(&answers, "a2"), Ok(Some("a2".into())));
+        assert_eq!(whom(&answers, "web-3"), Ok(None));
+        let refused = whom(&answers, "web-1").expect_err("it is not known which one is gone").to_string();
+        assert!(refused.contains("a1 (host web-1), a2 (host web-1)"), "{refused}");
+    }
+
+    #[test]
+    fn an_id_that_is_another_agents_host_name_is_not_retired_by_it() {
+        let answers = [answer("0", &[("web-1", "web-1.old"), ("a2", "web-1")])];
+        assert!(whom(&answers, "web-1").is_err(), "the roots would retire both");
+    }
 }

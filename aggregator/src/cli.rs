@@ -9,7 +9,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use serde_json::Value;
 use tributary_common::config::ConfigErrors;
-use tributary_common::exit::Exit;
+use tributary_common::exit::{Exit, UsageError};
 use tributary_common::ids::LaneCount;
 use tributary_common::messages::{DRAIN_PATH, STATUS_PATH};
 use tributary_common::telemetry;
@@ -166,7 +166,7 @@ pub fn main() -> Exit {
                 }
                 None => {
                     let _ = writeln!(stderr, "error: {error:#}");
-                    Exit::Failed
+                    if error.is::<UsageError>() { Exit::Usage } else { Exit::Failed }
                 }
             }
         }

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 /// |---|---|
 /// | 0 | done |
 /// | 1 | failed: the log says why |
+/// | 2 | done, but not wholly: `hours wait` found an hour that will never be complete |
 /// | 64 | the command line is wrong (`EX_USAGE` of `sysexits.h`) |
 /// | 78 | the configuration is wrong (`EX_CONFIG`); starting again won't help |
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +18,8 @@ pub enum Exit {
     Done = 0,
     /// Failed, or stopped at once by a second signal.
     Failed = 1,
+    /// What was waited for is there, not whole, and will never be.
+    Partial = 2,
     /// The command line is wrong.
     Usage = 64,
     /// The configuration is wrong.
@@ -38,6 +41,11 @@ impl Exit {
     }
 }
 
+/// What was asked for on the command line can't be meant: [`Exit::Usage`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct UsageError(pub String);
+
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         ExitCode::from(exit.code())
@@ -52,6 +60,6 @@ mod tests {
     fn help_is_no_error_and_a_wrong_command_line_is_usage() {
         assert_eq!(Exit::of_command_line(0), Exit::Done);
         assert_eq!(Exit::of_command_line(2).code(), 64);
-        assert_eq!((Exit::Failed.code(), Exit::Config.code()), (1, 78));
+        assert_eq!((Exit::Failed.code(), Exit::Partial.code(), Exit::Config.code()), (1, 2, 78));
     }
 }
