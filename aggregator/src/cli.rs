@@ -82,9 +82,10 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
-    /// Show how each hour stands: complete, open or partial; what it has, and which agents it waits for.
+    /// Show how each hour stands: complete, partial, late or open; what it has, and which agents it waits for.
     ///
-    /// Closed hours are read from the sink, open ones asked of all roots. Exit code 1 when some lane could not be asked.
+    /// Closed hours are read from the sink, open ones asked of all roots. Exit code 1 when some lane could not be asked, or something
+    /// can't be read; 64 when there is no such category.
     #[command(
         after_help = "Examples:\n  tributary-aggregator hours --config /etc/tributary/aggregator.toml --category nginx-access\n  \
             tributary-aggregator hours wait --config /etc/tributary/aggregator.toml --category nginx-access --hour 2026-11-22T20"
@@ -230,10 +231,7 @@ fn execute(command: Command) -> anyhow::Result<Exit> {
             writeln!(io::stdout(), "{} is empty and has ended", config.name)?;
             Ok(Exit::Done)
         }
-        Command::Hours(options) => {
-            let good = blocking(hours::run(&options, &mut io::stdout().lock()))??;
-            Ok(if good { Exit::Done } else { Exit::Failed })
-        }
+        Command::Hours(options) => blocking(hours::run(&options, &mut io::stdout().lock()))?,
         Command::Agents(command) => {
             let good = blocking(agents::run(&command, &mut io::stdout().lock()))??;
             Ok(if good { Exit::Done } else { Exit::Failed })

@@ -1,28 +1,34 @@
 //! The commands about hours: how each one stands, and to wait until one is complete.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use jiff::{SignedDuration, Timestamp};
-use serde::Serialize;
-use serde_json::Value;
 use tokio::time::Instant;
-use tributary_common::bucket::BucketSize;
-use tributary_common::ids::CategoryName;
+use tributary_common::bucket::{Bucket, BucketSize};
+use tributary_common::config::{nearest, show_duration};
+use tributary_common::exit::{Exit, UsageError};
+use tributary_common::ids::{CategoryName, LaneId};
 use tributary_common::messages::STATUS_PATH;
-use tributary_common::topology::Topology;
 
-use crate::agents::{ago, ask_roots, lanes_left, moment, warn_of};
+mod table;
+
+use self::table::{Hour, Key, LaneStatus, Late, OnSink, Table, Unpublished, key_of, lanes_of};
+use crate::agents::{ask_roots, warn_of};
 use crate::config::NodeConfig;
-use crate::dfs::{Dfs, DfsPath};
+use crate::dfs::{Dfs, DfsError, DfsPath};
 use crate::node::open_sink;
-use crate::published::{self, HourDir, parse_moment};
-use crate::root::hours::{LATE_DIR, MANIFEST_FILE, Manifest};
-use crate::root::sink::read_whole;
+use crate::published::{self, AskedHour, HourDir, parse_hour, parse_moment};
+use crate::root::hours::{
+    FormError, LATE_DIR, MANIFEST_FILE, Manifest, lane_of_seal_file, late_manifest_file, read_form,
+};
+use crate::root::ledger::Seal;
+use crate::root::sink::{HourDirs, read_whole};
 
 /// What is listed unless it is said since when.
 const DEFAULT_SINCE: SignedDuration = SignedDuration::from_hours(24);
@@ -40,7 +46,7 @@ pub struct Options {
     /// Only this category.
     #[arg(long)]
     category: Option<CategoryName>,
-    /// Only hours that begin at this moment or later: 2026-11-22T20, UTC. A day ago unless said.
+    /// Only published hours that end after this moment: 2026-11-22T20, UTC. A day ago unless said. Open hours are listed in any case.
     #[arg(long, value_name = "T", value_parser = parse_moment)]
     since: Option<i64>,
     /// As JSON, for programs.
@@ -55,9 +61,13 @@ pub struct Options {
 pub enum Wait {
     /// Wait until an hour is complete: for cron and workflow schedulers.
     ///
-    /// Exit code 0: it is complete, and all of it is there. 1: it is not, when the timeout is over; or it was published without
-    /// some agents (on_missing = "publish"), which never changes: see its _PARTIAL.json. It looks at the sink every 5 seconds and
-    /// needs no root. Hours are published from the first one on in which the category had data, those without data, too.
+    /// Exit code 0: it is complete, all of it is there (but for what its manifest declares lost). 1: it is not, when the timeout is
+    /// over, or that can't be told: try again. 2: it was published without some agents, after give_up_after, and that never
+    /// changes: its _PARTIAL.json names them. 64: the topology has no such category, or the category no such hour. 78: the
+    /// configuration is wrong, or the sink that it names can't be used.
+    ///
+    /// It looks at the sink every 5 seconds and needs no root. Hours are published from the one on in which the roots first heard of
+    /// the category, those without data, too.
     #[command(
         after_help = "Example:\n  tributary-aggregator hours wait --config /etc/tributary/aggregator.toml \\\n    \
             --category nginx-access --hour 2026-11-22T20 --timeout 2h && run-the-job"
@@ -69,9 +79,9 @@ pub enum Wait {
         /// The category.
         #[arg(long)]
         category: CategoryName,
-        /// The hour that holds this moment: 2026-11-22T20, UTC.
-        #[arg(long, value_name = "H", value_parser = parse_moment)]
-        hour: i64,
+        /// The start of the hour, UTC: 2026-11-22T20; 2026-11-22T20:15 of a category with shorter ones, 2026-11-22 of one with days.
+        #[arg(long, value_name = "H", value_parser = parse_hour)]
+        hour: AskedHour,
         /// How long to wait, such as 90s, 2h. For ever unless said.
         #[arg(long, value_name = "TIME", value_parser = parse_time)]
         timeout: Option<Duration>,
@@ -86,277 +96,273 @@ fn parse_time(text: &str) -> Result<Duration, String> {
     Duration::try_from(span).map_err(|_| "a time to wait is not negative".into())
 }
 
-/// How an hour stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum State {
-    /// Published, with all of every agent.
-    Complete,
-    /// Published without some agents.
-    Partial,
-    /// It is not over, or agents are waited for, or it is being put together.
-    Open,
-}
-
-/// An hour of a category.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-struct Hour {
-    category: CategoryName,
-    bucket_start_s: i64,
-    bucket_size_s: u32,
-    state: State,
-    /// Data that came when it was published, beside it.
-    late_files: usize,
-    records: u64,
-    bytes: u64,
-    /// None while it is open: what it has then is joined before it is published.
-    files: Option<usize>,
-    /// The agents that it waits for; of a partial one, those that it lacks.
-    waiting_for: u64,
-    /// Some of them.
-    agents: Vec<Agent>,
-}
-
-/// An agent that an hour waits for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-struct Agent {
-    agent: String,
-    host: String,
-    /// How far its word lies before the end of the hour; none if it gave none.
-    behind_ms: Option<i64>,
-    reason: String,
-}
-
-/// Runs the command. Returns whether all was well: everything could be asked; or the hour is complete.
+/// Runs the command.
 ///
 /// # Errors
-/// When the configuration is wrong, the sink can't be read, or nothing can be written.
-pub async fn run(options: &Options, out: &mut impl Write) -> anyhow::Result<bool> {
+/// When the configuration or the command line is wrong, the sink can't be read, or nothing can be written.
+pub async fn run(options: &Options, out: &mut impl Write) -> anyhow::Result<Exit> {
     if let Some(Wait::Wait { config, category, hour, timeout, partial }) = &options.command {
-        return wait(&NodeConfig::load(config)?, category, *hour, *timeout, *partial, out).await;
+        let config = NodeConfig::load(config)?;
+        let bucket = bucket_asked_for(&config, category, *hour)?;
+        let will_do = if *partial { WillDo::Partial } else { WillDo::Complete };
+        return wait(&config, category, bucket, *timeout, will_do, out).await;
     }
     let file = options.config.as_ref().context("--config FILE is missing")?;
     let config = NodeConfig::load(file)?;
-    let since = options.since.unwrap_or_else(|| (Timestamp::now() - DEFAULT_SINCE).as_second());
-    let dfs = open_sink(&config).await?;
-    let mut hours = closed(&*dfs, options.category.as_ref(), since).await?;
-    let (open, left, failed) = open(&config.topology).await?;
-    for hour in open {
-        let wanted = options.category.as_ref().is_none_or(|category| *category == hour.category);
-        if wanted && hour.bucket_start_s >= since {
-            // One that is published is what readers see, whatever a root still has of it.
-            hours.entry((hour.category.clone(), hour.bucket_start_s)).or_insert(hour);
-        }
-    }
+    let since_s = options.since.unwrap_or_else(|| (Timestamp::now() - DEFAULT_SINCE).as_second());
+    let Some(dfs) = sink_of(&config).await else { return Ok(Exit::Config) };
+    let categories = categories_asked_for(&*dfs, &config, options.category.as_ref()).await?;
+    // The roots first: an hour that is published in between is then seen twice, and not missed.
+    let (answers, mut failed) = ask_roots(&config.topology, |client, node| client.get(node.url(STATUS_PATH))).await?;
+    let (lanes, strange) = lanes_of(&answers);
+    failed.extend(strange);
+    let found = look_at_sink(&*dfs, &categories, &lanes, since_s).await?;
+    let table = Table::new(config.topology.lanes(), &lanes, found, options.category.as_ref());
     if options.json {
-        let hours: Vec<_> = hours.values().collect();
-        writeln!(out, "{:#}", serde_json::json!({ "hours": hours, "lanes_not_asked": left }))?;
+        writeln!(out, "{}", serde_json::to_string_pretty(&table)?)?;
     } else {
-        show(&hours, out)?;
+        table.show(out)?;
     }
+    let left: Vec<String> = table.lanes_not_asked.iter().map(ToString::to_string).collect();
     warn_of(&left, &failed);
-    Ok(left.is_empty())
+    Ok(if table.is_whole() { Exit::Done } else { Exit::Failed })
 }
 
-type Hours = BTreeMap<(CategoryName, i64), Hour>;
-
-fn show(hours: &Hours, out: &mut impl Write) -> std::io::Result<()> {
-    writeln!(
-        out,
-        "{:<20} {:<17} {:<8} {:>12} {:>15} {:>6} {:>5}  waits for",
-        "CATEGORY", "HOUR", "STATE", "RECORDS", "BYTES", "FILES", "LATE"
-    )?;
-    for hour in hours.values() {
-        let state = match hour.state {
-            State::Complete => "complete",
-            State::Partial => "partial",
-            State::Open => "open",
-        };
-        let start = moment(hour.bucket_start_s * 1000);
-        let files = hour.files.map_or_else(|| "-".into(), |files| files.to_string());
-        let mut agents: Vec<String> = hour
-            .agents
-            .iter()
-            .take(5)
-            .map(|agent| {
-                let behind = agent.behind_ms.map_or_else(|| "silent".into(), |ms| format!("{} behind", ago(ms)));
-                let reason = if agent.reason.is_empty() { String::new() } else { format!(": {}", agent.reason) };
-                format!("{} ({behind}{reason})", agent.host)
-            })
-            .collect();
-        if hour.waiting_for > agents.len() as u64 {
-            agents.push(format!("{} more", hour.waiting_for - agents.len() as u64));
-        }
-        writeln!(
-            out,
-            "{:<20} {:<17} {state:<8} {:>12} {:>15} {files:>6} {:>5}  {}",
-            hour.category,
-            start.get(..16).unwrap_or(&start),
-            hour.records,
-            hour.bytes,
-            hour.late_files,
-            agents.join(", ")
-        )?;
-    }
-    Ok(())
+/// Opens the sink. It says why it can't.
+async fn sink_of(config: &NodeConfig) -> Option<Arc<dyn Dfs>> {
+    open_sink(config).await.inspect_err(|error| eprintln!("error: {error}")).ok()
 }
 
-/// The hours that readers see.
-async fn closed(dfs: &dyn Dfs, category: Option<&CategoryName>, since_s: i64) -> anyhow::Result<Hours> {
-    let categories = match category {
-        Some(category) => vec![category.clone()],
-        None => published::categories(dfs).await?,
+fn unknown_category(config: &NodeConfig, category: &CategoryName) -> UsageError {
+    let known = || config.topology.categories().keys().map(CategoryName::as_str);
+    let hint = match nearest(category.as_str(), known()) {
+        Some(name) => format!("do you mean {name}?"),
+        None => format!("there are {}", known().collect::<Vec<_>>().join(", ")),
     };
-    let mut hours = Hours::new();
+    UsageError(format!("the topology has no category {category}: {hint}"))
+}
+
+/// The categories to show: those that the sink has, or the one that was asked for. That may have been taken out of the topology, but
+/// its hours are still there then.
+async fn categories_asked_for(
+    dfs: &dyn Dfs,
+    config: &NodeConfig,
+    asked: Option<&CategoryName>,
+) -> anyhow::Result<Vec<CategoryName>> {
+    let there = || published::categories(dfs);
+    match asked {
+        None => there().await,
+        Some(category) => {
+            if !config.topology.categories().contains_key(category) && !there().await?.contains(category) {
+                return Err(unknown_category(config, category).into());
+            }
+            Ok(vec![category.clone()])
+        }
+    }
+}
+
+/// Where an hour lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Place {
+    visible: DfsPath,
+    hidden: DfsPath,
+    /// Whether it is, or may be, put together there.
+    may_be_hidden: bool,
+}
+
+/// Reads the hours of some categories that lie on the sink: published ones that end after `since_s`; those that are being put
+/// together; and those that lanes call open, however old.
+async fn look_at_sink(
+    dfs: &dyn Dfs,
+    categories: &[CategoryName],
+    lanes: &BTreeMap<LaneId, LaneStatus>,
+    since_s: i64,
+) -> anyhow::Result<OnSink> {
+    let mut places: BTreeMap<Key, Place> = BTreeMap::new();
     for category in categories {
-        for dir in published::hours(dfs, &category, since_s).await? {
-            if let Some(hour) = read(dfs, &dir).await? {
-                hours.insert((category.clone(), hour.bucket_start_s), hour);
+        for dir in published::hours_that_may_end_after(dfs, category, since_s).await? {
+            let (key, place) = place_of(&dir);
+            // Both may have been there, one after the other, while the directory was read.
+            places.entry(key).and_modify(|known| known.may_be_hidden |= place.may_be_hidden).or_insert(place);
+        }
+    }
+    for (category, open) in lanes.values().flat_map(|lane| &lane.open_hours) {
+        for hour in open.hours.iter().filter(|_| categories.contains(category)) {
+            let (Some(key), Some(bucket)) = (key_of(category, hour), hour.bucket()) else { continue };
+            if bucket.end_ms() <= since_s.saturating_mul(1000) {
+                let HourDirs { visible, hidden, .. } = HourDirs::new(category, bucket);
+                places.entry(key).or_insert(Place { visible, hidden, may_be_hidden: true });
             }
         }
     }
-    Ok(hours)
-}
-
-async fn read(dfs: &dyn Dfs, dir: &HourDir) -> anyhow::Result<Option<Hour>> {
-    if !dir.published {
-        return Ok(None);
-    }
-    // A day's directory that only holds hours is none itself.
-    let Some(manifest) = manifest(dfs, &dir.path).await? else { return Ok(None) };
-    let late = dfs.list(&dir.path.join(LATE_DIR)).await?.unwrap_or_default();
-    let agents: Vec<Agent> = manifest
-        .missing
-        .iter()
-        .map(|one| Agent {
-            agent: one.agent.to_string(),
-            host: one.host.clone(),
-            behind_ms: one.watermark_ms.map(|watermark| behind(&manifest, watermark)),
-            reason: String::new(),
-        })
-        .collect();
-    Ok(Some(Hour {
-        category: manifest.category.clone(),
-        bucket_start_s: manifest.bucket_start_s,
-        bucket_size_s: manifest.bucket_size_s,
-        state: if manifest.complete { State::Complete } else { State::Partial },
-        late_files: late.iter().filter(|entry| !entry.name.ends_with(".json")).count(),
-        records: manifest.records,
-        bytes: manifest.bytes,
-        files: Some(manifest.files.len()),
-        waiting_for: agents.len() as u64,
-        agents,
-    }))
-}
-
-fn behind(manifest: &Manifest, watermark_ms: i64) -> i64 {
-    let end_ms = (manifest.bucket_start_s + i64::from(manifest.bucket_size_s)) * 1000;
-    (end_ms - watermark_ms).max(0)
-}
-
-async fn manifest(dfs: &dyn Dfs, dir: &DfsPath) -> anyhow::Result<Option<Manifest>> {
-    let path = dir.join(MANIFEST_FILE);
-    if dfs.stat(&path).await?.is_none() {
-        return Ok(None);
-    }
-    let bytes = read_whole(dfs, &path).await?;
-    let parsed = serde_json::from_slice(&bytes);
-    parsed.map(Some).with_context(|| {
-        format!("{path} is not a manifest that this program knows; tributary-aggregator audit says more")
-    })
-}
-
-/// The open hours of all lanes, the lanes that nobody answered for, and what went wrong.
-async fn open(topology: &Topology) -> anyhow::Result<(Vec<Hour>, Vec<String>, Vec<String>)> {
-    let (answers, failed) = ask_roots(topology, |client, node| client.get(node.url(STATUS_PATH))).await?;
-    let (mut lanes, mut hours) = (BTreeSet::new(), Hours::new());
-    for (lane, status) in answers.iter().filter_map(|answer| answer["lanes"].as_object()).flatten() {
-        let Some(categories) = status["open_hours"].as_object() else { continue };
-        if !lanes.insert(lane.clone()) {
-            continue;
+    let mut found = OnSink::default();
+    for (key, place) in places {
+        // Before it is looked for where readers see it: it may be published in between.
+        if place.may_be_hidden
+            && let Some(hour) = read_hidden(dfs, &place.hidden).await?
+        {
+            found.unpublished.insert(key.clone(), hour);
         }
-        for (category, open) in categories {
-            for hour in open.as_array().into_iter().flatten() {
-                let category: CategoryName = category.parse().context("a root names a category that can't be one")?;
-                add(&mut hours, category, hour).context("a root answers in a form that this program doesn't know")?;
+        if let Some(hour) = read_published(dfs, &key, &place.visible).await? {
+            let ended = hour.bucket_size_s.is_some_and(|size| hour.bucket_start_s + i64::from(size) <= since_s);
+            found.published.insert(key, Some(hour).filter(|_| !ended));
+        }
+    }
+    Ok(found)
+}
+
+fn place_of(dir: &HourDir) -> (Key, Place) {
+    let (visible, hidden) = dir.visible_and_hidden();
+    let key = (dir.category.clone(), dir.start_s, visible.as_str().to_owned());
+    (key, Place { visible, hidden, may_be_hidden: !dir.published })
+}
+
+/// The seals in the directory of an hour that is being put together; none when there is no such directory.
+async fn read_hidden(dfs: &dyn Dfs, dir: &DfsPath) -> anyhow::Result<Option<Unpublished>> {
+    let Some(entries) = dfs.list(dir).await? else { return Ok(None) };
+    let mut hour = Unpublished::default();
+    for name in entries.into_iter().map(|entry| entry.name).filter(|name| lane_of_seal_file(name).is_some()) {
+        match read_file::<Seal>(dfs, &dir.join(&name)).await {
+            Ok(seal) => hour.seals.push(seal),
+            // It was published meanwhile.
+            Err(ReadError::Sink(DfsError::NotFound { .. })) => {}
+            Err(error) => add_problem(&mut hour.problem, &name, &error),
+        }
+    }
+    Ok(Some(hour))
+}
+
+/// An hour that readers see; none where there is nothing.
+async fn read_published(dfs: &dyn Dfs, key: &Key, dir: &DfsPath) -> anyhow::Result<Option<Hour>> {
+    let (late, size_s, problem) = read_late(dfs, &dir.join(LATE_DIR)).await?;
+    let mut hour = match read_file::<Manifest>(dfs, &dir.join(MANIFEST_FILE)).await {
+        Ok(manifest) => Hour::published(key, &manifest),
+        // A day's directory that only holds hours is none itself, and retention may have left nothing but late files.
+        Err(ReadError::Sink(DfsError::NotFound { .. })) if late.files == 0 => return Ok(None),
+        Err(ReadError::Sink(DfsError::NotFound { .. })) => Hour::late(key, size_s),
+        Err(error) => Hour::unreadable(key, format!("{MANIFEST_FILE}: {error}")),
+    };
+    hour.late = late;
+    if hour.problem.is_none() {
+        hour.problem = problem;
+    }
+    Ok(Some(hour))
+}
+
+/// What lies in a directory of late files, the size of their hour by their manifests, and what can't be read.
+async fn read_late(dfs: &dyn Dfs, dir: &DfsPath) -> anyhow::Result<(Late, Option<u32>, Option<String>)> {
+    let (mut late, mut size_s, mut problem) = (Late::default(), None, None);
+    // A manifest is there before its file: one without is on its way.
+    let is_data = |name: &String| !name.starts_with(['_', '.']);
+    for name in dfs.list(dir).await?.unwrap_or_default().into_iter().map(|entry| entry.name).filter(is_data) {
+        late.files += 1;
+        let form = late_manifest_file(&name);
+        match read_file::<Manifest>(dfs, &dir.join(&form)).await {
+            Ok(manifest) => {
+                late.records += manifest.records;
+                late.bytes += manifest.bytes;
+                size_s = Some(manifest.bucket_size_s);
             }
+            Err(error) => add_problem(&mut problem, &format!("{LATE_DIR}/{form}"), &error),
         }
     }
-    let left = lanes_left(topology, &lanes);
-    Ok((hours.into_values().collect(), left, failed))
+    Ok((late, size_s, problem))
 }
 
-/// Adds what one lane has of an hour.
-fn add(hours: &mut Hours, category: CategoryName, of_lane: &Value) -> Option<()> {
-    let start_s = of_lane["bucket_start_s"].as_i64()?;
-    let size_s = u32::try_from(of_lane["bucket_size_s"].as_u64()?).ok()?;
-    let hour = hours.entry((category.clone(), start_s)).or_insert_with(|| Hour {
-        category,
-        bucket_start_s: start_s,
-        bucket_size_s: size_s,
-        state: State::Open,
-        late_files: 0,
-        records: 0,
-        bytes: 0,
-        files: None,
-        waiting_for: 0,
-        agents: Vec::new(),
-    });
-    hour.records += of_lane["records"].as_u64()?;
-    hour.bytes += of_lane["bytes"].as_u64()?;
-    // An hour that is not over waits for time, not for agents.
-    if of_lane["over"].as_bool()? {
-        hour.waiting_for += of_lane["waiting_for"].as_u64()?;
-        hour.agents.extend(of_lane["agents"].as_array()?.iter().map(|agent| Agent {
-            agent: agent["agent"].as_str().unwrap_or_default().into(),
-            host: agent["host"].as_str().unwrap_or_default().into(),
-            behind_ms: agent["behind_ms"].as_i64(),
-            reason: agent["reason"].as_str().unwrap_or_default().into(),
-        }));
+fn add_problem(problem: &mut Option<String>, file: &str, error: &ReadError) {
+    let text = format!("{file}: {error}");
+    *problem = Some(problem.take().map_or_else(|| text.clone(), |before| format!("{before}; {text}")));
+}
+
+/// A manifest or seal can't be had.
+#[derive(Debug, thiserror::Error)]
+enum ReadError {
+    #[error(transparent)]
+    Sink(#[from] DfsError),
+    #[error(transparent)]
+    Form(#[from] FormError),
+}
+
+async fn read_file<Form: serde::de::DeserializeOwned>(dfs: &dyn Dfs, path: &DfsPath) -> Result<Form, ReadError> {
+    Ok(read_form(&read_whole(dfs, path).await?)?)
+}
+
+/// The bucket that `hours wait` is to wait for.
+fn bucket_asked_for(config: &NodeConfig, category: &CategoryName, asked: AskedHour) -> Result<Bucket, UsageError> {
+    let settings = config.topology.categories().get(category).ok_or_else(|| unknown_category(config, category))?;
+    hour_of(category, settings.bucket, asked)
+}
+
+fn hour_of(category: &CategoryName, size: BucketSize, asked: AskedHour) -> Result<Bucket, UsageError> {
+    let bucket = size.bucket_of_ms(asked.start_s.saturating_mul(1000));
+    let length = show_duration(Duration::from_secs(u64::from(size.seconds())));
+    if bucket.start_s() != asked.start_s {
+        return Err(UsageError(format!(
+            "no hour of {category} begins at that time: they are {length} long, and the one that holds it begins at {bucket}"
+        )));
     }
-    Some(())
+    if asked.span_s > size.seconds() {
+        return Err(UsageError(format!(
+            "the hours of {category} are {length} long, and several begin in that time: name one by its start, as in {bucket}"
+        )));
+    }
+    Ok(bucket)
+}
+
+/// Which hours are waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum WillDo {
+    /// Only complete ones.
+    Complete,
+    /// Also partial ones.
+    Partial,
+}
+
+/// How to end where an hour with this manifest is there, and what to say.
+fn judge(dir: &DfsPath, manifest: &Manifest, will_do: WillDo) -> (Exit, String) {
+    let Manifest { records, files, losses, missing, .. } = manifest;
+    if !manifest.complete && will_do == WillDo::Complete {
+        let text = format!("{dir} was published without {} agents; it will never be complete", missing.len());
+        return (Exit::Partial, text);
+    }
+    let lost = if losses.is_empty() { String::new() } else { format!("; {} losses are declared", losses.len()) };
+    (Exit::Done, format!("{dir}: {records} records in {} files{lost}", files.len()))
 }
 
 async fn wait(
     config: &NodeConfig,
     category: &CategoryName,
-    moment_s: i64,
+    bucket: Bucket,
     timeout: Option<Duration>,
-    partial: bool,
+    will_do: WillDo,
     out: &mut impl Write,
-) -> anyhow::Result<bool> {
-    let settings = config.topology.categories().get(category);
-    let size: BucketSize = settings.with_context(|| format!("the topology has no category {category}"))?.bucket;
-    let bucket = size.bucket_of_ms(moment_s.saturating_mul(1000));
-    let parent = DfsPath::base().join(category.as_str());
-    let parent = bucket.parent_dir().map_or_else(|| parent.clone(), |day| parent.join(day));
-    let dir = parent.join(bucket.dir_name());
-    let dfs = open_sink(config).await?;
+) -> anyhow::Result<Exit> {
+    let dir = HourDirs::new(category, bucket).visible;
+    let path = dir.join(MANIFEST_FILE);
+    let Some(dfs) = sink_of(config).await else { return Ok(Exit::Config) };
     let end = timeout.map(|timeout| Instant::now() + timeout);
     loop {
-        match manifest(&*dfs, &dir).await {
-            Ok(Some(manifest)) if manifest.complete || partial => {
-                writeln!(out, "{dir}: {} records in {} files", manifest.records, manifest.files.len())?;
-                return Ok(true);
+        match read_file::<Manifest>(&*dfs, &path).await {
+            Ok(manifest) => {
+                let (exit, text) = judge(&dir, &manifest, will_do);
+                writeln!(out, "{text}")?;
+                return Ok(exit);
             }
-            Ok(Some(manifest)) => {
-                writeln!(
-                    out,
-                    "{dir} was published without {} agents; it will never be complete",
-                    manifest.missing.len()
-                )?;
-                return Ok(false);
-            }
-            Ok(None) => {}
+            Err(ReadError::Sink(DfsError::NotFound { .. })) => {}
+            // A published hour doesn't change, and so it will stay.
+            Err(ReadError::Form(error)) => return Err(error).with_context(|| path.to_string()),
             // A sink that restarts is no reason to give up.
-            Err(error) => eprintln!("warning: {error:#}; looking again"),
+            Err(ReadError::Sink(error)) => eprintln!("warning: {error}; looking again"),
         }
         let now = Instant::now();
         if end.is_some_and(|end| end <= now) {
             writeln!(out, "{dir} is not complete; tributary-aggregator hours says whom it waits for")?;
-            return Ok(false);
+            return Ok(Exit::Failed);
         }
         let next = now + LOOK_INTERVAL;
         tokio::time::sleep_until(end.map_or(next, |end| end.min(next))).await;
     }
 }
+
+#[cfg(test)]
+mod tests;

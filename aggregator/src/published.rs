@@ -21,6 +21,38 @@ pub struct HourDir {
     pub published: bool,
 }
 
+impl HourDir {
+    /// Where readers see it, once they do, and where it is put together until then.
+    #[must_use]
+    pub fn visible_and_hidden(&self) -> (DfsPath, DfsPath) {
+        let (name, parent) = (visible_name(self.path.name()).0, self.path.parent().unwrap_or_default());
+        (parent.join(name), parent.join(format!(".{name}")))
+    }
+}
+
+/// An hour as people name it on a command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AskedHour {
+    /// Its start as it was written, in seconds since 1970.
+    pub start_s: i64,
+    /// How long it is by the way in which it was written: `2026-11-22` is a day, `2026-11-22T20` an hour; 0 where that can't be told.
+    pub span_s: u32,
+}
+
+/// Reads an hour's start, in any form of [`parse_moment`].
+///
+/// # Errors
+/// When it is none of them.
+pub fn parse_hour(text: &str) -> anyhow::Result<AskedHour> {
+    let start_s = parse_moment(text)?;
+    let span_s = match text.trim_end_matches('Z').split_once('T') {
+        Some((_, clock)) if clock.len() == 2 => 3600,
+        None if text.len() == "2026-11-22".len() => 86_400,
+        _ => 0,
+    };
+    Ok(AskedHour { start_s, span_s })
+}
+
 /// The categories that have a directory, by name.
 ///
 /// # Errors
@@ -33,19 +65,47 @@ pub async fn categories(dfs: &dyn Dfs) -> anyhow::Result<Vec<CategoryName>> {
     Ok(found)
 }
 
+/// A day in seconds, the longest hour.
+const DAY_S: i64 = 86_400;
+
 /// The hours of a category from `since_s` (seconds since 1970) on, by time; also those that are being put together and that
 /// readers don't see yet.
 ///
 /// # Errors
 /// When the sink can't be read.
 pub async fn hours(dfs: &dyn Dfs, category: &CategoryName, since_s: i64) -> anyhow::Result<Vec<HourDir>> {
+    let mut hours = of_days(dfs, category, since_s).await?;
+    hours.retain(|hour| hour.start_s >= since_s);
+    Ok(hours)
+}
+
+/// The same of which the end may lie behind `moment_s`: how long one is, only its manifest says.
+///
+/// # Errors
+/// When the sink can't be read.
+pub async fn hours_that_may_end_after(
+    dfs: &dyn Dfs,
+    category: &CategoryName,
+    moment_s: i64,
+) -> anyhow::Result<Vec<HourDir>> {
+    let mut hours = of_days(dfs, category, moment_s).await?;
+    hours.retain(|hour| {
+        // What divides a day and is shorter is half of it at most.
+        let longest_s = if clock_of(visible_name(hour.path.name()).0).is_some() { DAY_S / 2 } else { DAY_S };
+        hour.start_s.saturating_add(longest_s) > moment_s
+    });
+    Ok(hours)
+}
+
+/// The hours of the days that end behind `moment_s`.
+async fn of_days(dfs: &dyn Dfs, category: &CategoryName, moment_s: i64) -> anyhow::Result<Vec<HourDir>> {
     let root = DfsPath::base().join(category.as_str());
     let mut hours = Vec::new();
     for entry in dfs.list(&root).await?.unwrap_or_default() {
         let (name, published) = visible_name(&entry.name);
         let Some(date) = name.strip_prefix("dt=").and_then(|date| date.parse::<Date>().ok()) else { continue };
         let midnight_s = start_of(date.at(0, 0, 0, 0));
-        if !entry.status.is_dir || midnight_s + 86_400 <= since_s {
+        if !entry.status.is_dir || midnight_s + DAY_S <= moment_s {
             continue;
         }
         let path = root.join(&entry.name);
@@ -66,7 +126,6 @@ pub async fn hours(dfs: &dyn Dfs, category: &CategoryName, since_s: i64) -> anyh
             hours.push(HourDir { category: category.clone(), start_s: midnight_s, path, published });
         }
     }
-    hours.retain(|hour| hour.start_s >= since_s);
     hours.sort_by(|a, b| (a.start_s, &a.path).cmp(&(b.start_s, &b.path)));
     Ok(hours)
 }
@@ -182,5 +241,27 @@ mod tests {
         );
         let since = hours(&dfs, &app, day(0) + 20 * 3600 + 1).await.expect("lists");
         assert_eq!(since.len(), 3);
+        let ends_after = async |moment_s| {
+            let hours = hours_that_may_end_after(&dfs, &app, moment_s).await.expect("lists");
+            hours.into_iter().map(|hour| hour.path.as_str().to_owned()).collect::<Vec<_>>()
+        };
+        let late_evening = ends_after(day(0) + 23 * 3600).await;
+        assert_eq!(late_evening.first().map(String::as_str), Some("app/dt=2026-11-22"), "a day ends at midnight");
+        assert_eq!(late_evening.len(), 5, "one that is shorter may take half a day");
+        assert_eq!(ends_after(day(1)).await, ["app/.dt=2026-11-23"]);
+    }
+
+    #[test]
+    fn an_hour_knows_how_exactly_it_was_written() {
+        let hour = 1_795_377_600;
+        for (text, start_s, span_s) in [
+            ("2026-11-22T20", hour, 3600),
+            ("2026-11-22T20Z", hour, 3600),
+            ("2026-11-22T20:00", hour, 0),
+            ("2026-11-22T21:00:00+01:00", hour, 0),
+            ("2026-11-22", hour - 20 * 3600, 86_400),
+        ] {
+            assert_eq!(parse_hour(text).expect(text), AskedHour { start_s, span_s }, "{text}");
+        }
     }
 }

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tributary_common::checksum::Checksum;
 use tributary_common::ids::{AgentId, CategoryName, LaneId};
@@ -14,6 +15,35 @@ use super::segment::begun;
 
 /// The version of the manifest's and the seal's form.
 pub const FORM_VERSION: u32 = 1;
+
+/// A file is no manifest, seal or `_PARTIAL.json` that this program can read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FormError {
+    /// Written by a newer program: its fields may mean something else.
+    #[error("it has version {0}, and this program knows version {FORM_VERSION}: use the newer program")]
+    Newer(u32),
+    /// Not such a file at all.
+    #[error("it can't be read: {0}; tributary-aggregator audit says more")]
+    Unreadable(String),
+}
+
+/// Reads a [`Manifest`], [`Seal`] or [`Partial`].
+///
+/// # Errors
+/// When it is none, or one of a newer version.
+pub fn read_form<Form: DeserializeOwned>(bytes: &[u8]) -> Result<Form, FormError> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        version: u32,
+    }
+    let unreadable = |error: serde_json::Error| FormError::Unreadable(error.to_string());
+    // Before the rest, which a newer version may write in another way.
+    let Versioned { version } = serde_json::from_slice(bytes).map_err(unreadable)?;
+    if version > FORM_VERSION {
+        return Err(FormError::Newer(version));
+    }
+    serde_json::from_slice(bytes).map_err(unreadable)
+}
 
 /// The hour's manifest: its files, and who contributed how much.
 pub const MANIFEST_FILE: &str = "_MANIFEST.json";
@@ -28,6 +58,18 @@ pub const LATE_DIR: &str = "_late";
 #[must_use]
 pub fn seal_file(lane: LaneId) -> String {
     format!("_seal-{lane}.json")
+}
+
+/// The lane whose seal has this name, if it is that of a seal.
+#[must_use]
+pub fn lane_of_seal_file(name: &str) -> Option<LaneId> {
+    name.strip_prefix("_seal-")?.strip_suffix(".json")?.parse().ok().map(LaneId)
+}
+
+/// The name of the manifest of a late file, beside that in [`LATE_DIR`]. Readers of the directory skip names that begin with `_`.
+#[must_use]
+pub fn late_manifest_file(file: &str) -> String {
+    format!("_{file}.manifest.json")
 }
 
 /// Files to be made into one.
@@ -249,6 +291,22 @@ mod tests {
             covered: Contents { bytes, records: 1, ..Contents::default() },
             closed: true,
             torn,
+        }
+    }
+
+    #[test]
+    fn a_form_of_a_newer_version_is_refused_whatever_else_it_says() {
+        let newer = br#"{ "version": 2, "category": { "name": "app" } }"#;
+        assert_eq!(read_form::<Manifest>(newer), Err(FormError::Newer(2)));
+        let cut = read_form::<Manifest>(br#"{ "version": 1, "category": "app""#);
+        assert!(matches!(cut, Err(FormError::Unreadable(_))), "{cut:?}");
+    }
+
+    #[test]
+    fn the_name_of_a_seal_says_its_lane() {
+        assert_eq!(lane_of_seal_file(&seal_file(LaneId(12))), Some(LaneId(12)));
+        for foreign in ["_seal-x.json", "_seal-1.json.tmp", "_MANIFEST.json"] {
+            assert_eq!(lane_of_seal_file(foreign), None);
         }
     }
 

@@ -36,6 +36,7 @@ mod late_create;
 pub mod ledger;
 pub mod marks;
 pub mod metrics;
+pub mod open_hours;
 pub mod ownership;
 pub mod patience;
 pub mod placement;

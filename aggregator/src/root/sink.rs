@@ -16,8 +16,8 @@ use tributary_common::frame::{FrameError, FrameHeader, Peek};
 use tributary_common::ids::{CategoryName, Epoch, LaneCount, LaneId};
 
 use super::hours::{
-    JOIN_PREFIX, LATE_DIR, MANIFEST_FILE, Manifest, PARTIAL_FILE, Partial, TEMP_PREFIX, is_success, plan_files,
-    seal_file,
+    JOIN_PREFIX, LATE_DIR, MANIFEST_FILE, Manifest, PARTIAL_FILE, Partial, TEMP_PREFIX, is_success, late_manifest_file,
+    plan_files, seal_file,
 };
 use super::ledger::{Entry, HourKey, LateMove, Lost, Missing, Seal, SealedFile, SegmentRecord};
 use super::placement::Placement;
@@ -579,8 +579,7 @@ impl LaneSink {
                 };
                 let manifest = Manifest::of(key, std::slice::from_ref(&seal));
                 let json = serde_json::to_vec_pretty(&manifest).expect("a manifest is plain data");
-                // Readers of the directory skip names that begin with `_`.
-                let name = format!("_{}.manifest.json", file.name);
+                let name = late_manifest_file(&file.name);
                 let temp = self.make(&name, &[json.into()]).await?;
                 self.settle_same(&temp, &late.join(&name)).await?;
                 self.settle(&self.dir.join(&file.source), &late.join(&file.name)).await?;

@@ -18,6 +18,7 @@ use crate::dfs::local::LocalDfs;
 
 mod order;
 mod overlap;
+mod standing;
 
 const MINUTE_MS: i64 = 60_000;
 

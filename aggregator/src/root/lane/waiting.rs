@@ -4,12 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tributary_common::bucket::Bucket;
 use tributary_common::ids::{AgentId, CategoryName};
-use tributary_common::report::BucketCount;
+use tributary_common::report::{BucketCount, StreamOffset};
 
 use super::hours::key_of;
 use super::{Lane, MAX_CLOCK_DIFFERENCE_MS};
-use crate::root::ledger::{HourKey, Lost, Missing, Seal};
+use crate::root::ledger::{HourKey, HourState, Lost, Missing, Seal};
+use crate::root::open_hours::{NAMED_AGENTS, OpenHour, OpenHours, WaitedFor, named};
 use crate::root::patience::Passed;
 use crate::root::sink::HourVerdict;
 
@@ -17,10 +19,7 @@ use crate::root::sink::HourVerdict;
 const SERVING_ENTRIES: u32 = 3;
 
 /// Agents that a message names.
-const NAMED_AGENTS: usize = 5;
-
-/// Hours and agents that the status names.
-const SHOWN: usize = 20;
+const AGENTS_IN_MESSAGE: usize = 5;
 
 impl Lane {
     /// Whether the clocks of the sink and of this machine agree. Where they don't, nothing is sealed, given up or forgotten.
@@ -143,7 +142,7 @@ impl Lane {
     pub(super) fn look_at_seal(&self, key: &HourKey, seal: &Seal, told: &BTreeMap<AgentId, BucketCount>) {
         if !seal.missing.is_empty() {
             self.metrics.gave_up();
-            let agents: Vec<&str> = seal.missing.iter().take(NAMED_AGENTS).map(|one| one.agent.as_str()).collect();
+            let agents: Vec<&str> = seal.missing.iter().take(AGENTS_IN_MESSAGE).map(|one| one.agent.as_str()).collect();
             tracing::error!(hour = %key, missing = seal.missing.len(), ?agents, "an hour is sealed without some agents, after give_up_after");
         }
         if !seal.losses.is_empty() {
@@ -161,52 +160,79 @@ impl Lane {
         }
     }
 
-    /// The open hours of each category and whom the oldest wait for, for an operator.
-    pub(super) fn waiting_status(&mut self) -> serde_json::Value {
+    /// The hours of each category that readers don't see yet, and whom they wait for, for an operator.
+    pub(super) fn waiting_status(&mut self) -> BTreeMap<CategoryName, OpenHours> {
         let now = self.settings.clock.now_ms();
-        let mut categories: BTreeMap<CategoryName, Vec<serde_json::Value>> = BTreeMap::new();
-        let mut open: BTreeSet<HourKey> =
-            self.candidates(now).into_iter().filter(|key| !self.hours.contains_key(key)).collect();
+        let mut keys = self.candidates(now);
         // The present hour is open, too, whether or not there is data.
-        let present = self.first_buckets.keys().filter_map(|category| {
+        keys.extend(self.first_buckets.keys().filter_map(|category| {
             let size = self.settings.categories.get(category)?.bucket;
             Some(HourKey { category: category.clone(), bucket: size.bucket_of_ms(now) })
-        });
-        open.extend(present);
-        for key in open {
-            let shown = categories.entry(key.category.clone()).or_default();
-            if shown.len() == SHOWN {
-                continue;
-            }
-            let end_ms = self.complete_from(&key);
-            let waits = self.roster.waits_for(&key.category, end_ms, now);
-            let agents: Vec<_> = waits
-                .iter()
-                .take(SHOWN)
-                .map(|one| {
-                    serde_json::json!({
-                        "agent": one.agent, "host": one.host,
-                        "behind_ms": one.watermark_ms.map(|watermark| end_ms.saturating_sub(watermark).max(0)),
-                        "silent_ms": now.saturating_sub(one.heard_ms),
-                        "uncommitted_streams": one.offsets.len(), "reason": one.reason,
-                    })
-                })
-                .collect();
-            let (mut records, mut bytes) = (0, 0);
-            let open = self.open.values().filter(|segment| segment.key == key).map(|segment| segment.record());
-            let closed =
-                self.closed.values().map(|closed| closed.record.clone()).filter(|record| key_of(record) == key);
-            for record in open.chain(closed) {
-                records += record.covered.records;
-                bytes += record.covered.bytes;
-            }
-            shown.push(serde_json::json!({
-                "bucket_start_s": key.bucket.start_s(), "bucket_size_s": key.bucket.size().seconds(),
-                "over": end_ms <= now, "records": records, "bytes": bytes,
-                "waiting_for": waits.len(), "agents": agents,
-                "waited_in_vain_s": self.patience.waited(&key).as_secs(),
-            }));
+        }));
+        let is_visible = |state: &HourState| matches!(state, HourState::Published | HourState::Late(_));
+        keys.retain(|key| !self.hours.get(key).is_some_and(is_visible));
+        // Sealed here, an hour still waits for the other lanes, and to be published.
+        keys.extend(self.hours.iter().filter(|(_, state)| !is_visible(state)).map(|(key, _)| key.clone()));
+        let mut open: BTreeMap<CategoryName, BTreeSet<Bucket>> = BTreeMap::new();
+        for key in keys {
+            open.entry(key.category).or_default().insert(key.bucket);
         }
-        serde_json::json!(categories)
+        let of_category = |(category, buckets): (CategoryName, BTreeSet<Bucket>)| {
+            let (named, left_out) = named(&buckets, now);
+            let hours =
+                named.into_iter().map(|bucket| self.open_hour(&HourKey { category: category.clone(), bucket }, now));
+            let hours = OpenHours { hours: hours.collect(), left_out };
+            (category, hours)
+        };
+        open.into_iter().map(of_category).collect()
+    }
+
+    fn open_hour(&self, key: &HourKey, now_ms: i64) -> OpenHour {
+        let end_ms = self.complete_from(key);
+        let mut hour = OpenHour {
+            bucket_start_s: key.bucket.start_s(),
+            bucket_size_s: key.bucket.size().seconds(),
+            over: end_ms <= now_ms,
+            sealed: self.hours.contains_key(key),
+            records: 0,
+            bytes: 0,
+            files: 0,
+            waiting_for: 0,
+            agents: Vec::new(),
+            waited_in_vain_s: self.patience.waited(key).as_secs(),
+        };
+        if let Some(HourState::Announced(seal)) = self.hours.get(key) {
+            hour.records = seal.files.iter().map(|file| file.records).sum();
+            hour.bytes = seal.files.iter().map(|file| file.bytes).sum();
+            hour.files = seal.files.len() as u64;
+        }
+        if hour.sealed {
+            return hour;
+        }
+        let open = self.open.values().filter(|segment| segment.key == *key).map(|segment| segment.record());
+        let closed = self.closed.values().map(|closed| &closed.record).filter(|record| key_of(record) == *key);
+        for record in open.chain(closed.cloned()) {
+            hour.records += record.covered.records;
+            hour.bytes += record.covered.bytes;
+        }
+        let waits = self.roster.waits_for(&key.category, end_ms, now_ms);
+        hour.waiting_for = waits.len() as u64;
+        let uncommitted = |offsets: &[StreamOffset]| -> u64 {
+            offsets.iter().map(|one| one.offset.saturating_sub(self.ingest.committed(one.stream))).sum()
+        };
+        hour.agents = waits
+            .into_iter()
+            .take(NAMED_AGENTS)
+            .map(|one| WaitedFor {
+                behind_ms: one.watermark_ms.map(|watermark| end_ms.saturating_sub(watermark).max(0)),
+                silent_ms: now_ms.saturating_sub(one.heard_ms).max(0),
+                uncommitted_streams: one.offsets.len() as u64,
+                uncommitted_bytes: uncommitted(&one.offsets),
+                agent: one.agent,
+                host: one.host,
+                reason: one.reason,
+            })
+            .collect();
+        hour
     }
 }
