@@ -2,13 +2,14 @@ use std::fs;
 use std::path::Path;
 
 use clap::Parser;
+use serde_json::Value;
 use tributary_common::bucket::BucketSize;
 use tributary_common::ids::{LaneCount, LaneId};
 
-use super::table::State;
+use super::table::{State, TABLE_VERSION};
 use super::*;
 use crate::dfs::local::LocalDfs;
-use crate::root::hours::seal_file;
+use crate::root::hours::{FORM_VERSION, Partial, seal_file};
 use crate::root::ledger::{HourKey, SealedFile};
 use crate::root::open_hours::{OpenHour, OpenHours};
 
@@ -278,5 +279,65 @@ async fn a_category_with_a_typo_is_an_error_and_one_that_was_taken_out_of_the_to
         assert_eq!(ended.expect("it is known"), Exit::Failed, "no root answers");
         let table: Table = serde_json::from_str(&shown).expect("the form that is written");
         assert_eq!((table.version, table.lanes_not_asked), (1, vec![LaneId(0)]));
+    }
+}
+
+const DOCUMENT: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/HOURS.md"));
+
+/// The example of JSON below a heading of the document.
+fn example(heading: &str) -> Value {
+    let (_, section) = DOCUMENT.split_once(&format!("\n### {heading}\n")).expect(heading);
+    let section = section.split("\n#").next().unwrap_or(section);
+    let (_, json) = section.split_once("```json\n").expect(heading);
+    let (json, _) = json.split_once("```").expect(heading);
+    serde_json::from_str(json).unwrap_or_else(|error| panic!("{heading}: {error}"))
+}
+
+/// Reads an example as a program does, and writes it again.
+fn through<Form: serde::de::DeserializeOwned + serde::Serialize>(example: &Value) -> Value {
+    let bytes = serde_json::to_vec(example).expect("plain data");
+    let form: Form = read_form(&bytes).unwrap_or_else(|error| panic!("{example}: {error}"));
+    serde_json::to_value(form).expect("plain data")
+}
+
+fn names(value: &Value, found: &mut Vec<String>) {
+    match value {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                found.push(name.clone());
+                // What it holds is by agent id.
+                let inner = if name == "agents" && value.is_object() {
+                    value.as_object().and_then(|all| all.values().next())
+                } else {
+                    Some(value)
+                };
+                inner.iter().for_each(|inner| names(inner, found));
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|item| names(item, found)),
+        _ => {}
+    }
+}
+
+/// Who changes a form has to change its version, or only to add to it, and in any case the document.
+#[test]
+fn the_document_for_readers_of_hours_shows_each_form_as_it_is() {
+    type Through = fn(&Value) -> Value;
+    let forms: [(&str, Through, u32); 5] = [
+        ("`hours --json`", through::<Table>, TABLE_VERSION),
+        ("`_MANIFEST.json`", through::<Manifest>, FORM_VERSION),
+        ("`_PARTIAL.json`", through::<Partial>, FORM_VERSION),
+        ("`_seal-0.json`", through::<Seal>, FORM_VERSION),
+        ("`_late/_FILE.manifest.json`", through::<Manifest>, FORM_VERSION),
+    ];
+    for (heading, through, version) in forms {
+        let example = example(heading);
+        assert_eq!(through(&example), example, "{heading}");
+        assert_eq!(example["version"], version, "{heading}");
+        let mut fields = Vec::new();
+        names(&example, &mut fields);
+        for field in fields {
+            assert!(DOCUMENT.contains(&format!("`{field}`")), "{heading}: nothing says what {field} means");
+        }
     }
 }
