@@ -4,7 +4,7 @@
 //! It knows nothing but the files, and trusts none of them: frames name the bytes they hold, manifests name the frames' files,
 //! seals name what each lane contributed. What one of them says is compared with what the others do.
 //!
-//! Memory: about a hundred bytes for each frame that doesn't continue the one before it.
+//! Memory: some hundred bytes for each stream, and about a hundred for each frame that doesn't continue the one before it.
 
 use std::collections::BTreeMap;
 use std::io::Write;

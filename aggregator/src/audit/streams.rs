@@ -27,9 +27,15 @@ struct Piece {
 struct Stream {
     agent: AgentId,
     host: String,
-    base: Position,
+    /// The lowest one.
+    base: u64,
+    /// All that frames name: one, if nothing is wrong.
+    bases: Vec<(Position, FileNo)>,
     pieces: Vec<Piece>,
+    /// The positions at which frames stand that don't continue one another, by all that name one.
     ends: Vec<(Position, FileNo)>,
+    /// Where the frame that was added last ends. Most go on from there, and nothing is kept of the place between two that do.
+    last: Option<(Position, FileNo)>,
     /// In files that are not published yet, or declared as lost: they fill gaps, and nothing else.
     elsewhere: RangeSet,
 }
@@ -103,11 +109,14 @@ impl Streams {
                 _ => stream.pieces.push(Piece { start, end, file, frame, altered }),
             }
         }
-        for position in [slice.base, slice.start, slice.end] {
-            if stream.ends.last().is_none_or(|(last, _)| *last != position) {
-                stream.ends.push((position, file));
-            }
+        if stream.bases.iter().all(|(base, _)| *base != slice.base) {
+            stream.bases.push((slice.base, file));
         }
+        if stream.last.is_none_or(|(last, _)| last != slice.start) {
+            stream.ends.extend(stream.last);
+            stream.ends.push((slice.start, file));
+        }
+        stream.last = Some((slice.end, file));
     }
 
     /// Adds a slice of a file that is not published yet.
@@ -125,17 +134,17 @@ impl Streams {
         let stream = self.streams.entry((category.clone(), slice.stream)).or_insert_with(|| Stream {
             agent: slice.agent.clone(),
             host: slice.host.clone(),
-            base: slice.base,
+            base: slice.base.offset,
+            bases: Vec::new(),
             pieces: Vec::new(),
             ends: Vec::new(),
+            last: None,
             elsewhere: RangeSet::new(),
         });
         if stream.host != slice.host {
             stream.host.clone_from(&slice.host);
         }
-        if slice.base.offset < stream.base.offset {
-            stream.base = slice.base;
-        }
+        stream.base = stream.base.min(slice.base.offset);
         stream
     }
 
@@ -170,7 +179,7 @@ impl Stream {
     fn contradictions(&self) -> Vec<Misfit> {
         let mut known: BTreeMap<u64, (TailHash, FileNo)> = BTreeMap::new();
         let mut found = Vec::new();
-        for (position, file) in &self.ends {
+        for (position, file) in self.bases.iter().chain(&self.ends).chain(&self.last) {
             let (tail, first) = *known.entry(position.offset).or_insert((position.tail, *file));
             if tail != position.tail {
                 found.push(Misfit::Contradiction { offset: position.offset, first, second: *file });
@@ -183,7 +192,7 @@ impl Stream {
         self.pieces.sort_by_key(|piece| (piece.start, piece.end));
         let mut found = Vec::new();
         let Some(first) = self.pieces.first() else { return found };
-        let mut have: (u64, Piece) = (self.base.offset, *first);
+        let mut have: (u64, Piece) = (self.base, *first);
         for piece in &self.pieces {
             if piece.start > have.0 {
                 found.extend(self.elsewhere.missing(have.0..piece.start).into_iter().map(Misfit::Gap));
@@ -228,6 +237,40 @@ mod tests {
             first_time_ms: 0,
             last_time_ms: 0,
         }
+    }
+
+    #[test]
+    fn of_a_long_stream_without_a_break_a_few_positions_are_kept_and_a_break_in_it_is_found_all_the_same() {
+        let mut streams = Streams::default();
+        let mut kept = Vec::new();
+        for n in 0..10_000 {
+            // Some hundred frames in each file.
+            streams.add(&category(), &slice(n * 10, n * 10 + 10), FileNo((n / 200) as u32), n);
+            let stream = &streams.streams[&(category(), S)];
+            kept.push((stream.bases.len() + stream.ends.len(), stream.pieces.len()));
+        }
+        assert_eq!(kept[1], (2, 1));
+        assert_eq!(kept[9_999], (2, 50), "of each file one piece is kept, and no position");
+        let mut other = slice(100_000, 100_010);
+        other.start.tail = TailHash(1);
+        streams.add(&category(), &other, FileNo(50), 0);
+        streams.add(&category(), &slice(100_020, 100_030), FileNo(50), 10);
+        let found: Vec<Misfit> = streams.misfits().map(|(_, misfit)| misfit).collect();
+        let contradiction = Misfit::Contradiction { offset: 100_000, first: FileNo(49), second: FileNo(50) };
+        assert_eq!(found, [contradiction, Misfit::Gap(100_010..100_020)]);
+    }
+
+    #[test]
+    fn a_beginning_of_other_bytes_contradicts_however_many_frames_name_it() {
+        let mut streams = Streams::default();
+        streams.add(&category(), &slice(0, 100), FileNo(0), 0);
+        for n in 1..10 {
+            let mut other = slice(n * 100, n * 100 + 100);
+            other.base.tail = TailHash(1);
+            streams.add(&category(), &other, FileNo(1), n);
+        }
+        let found: Vec<Misfit> = streams.misfits().map(|(_, misfit)| misfit).collect();
+        assert_eq!(found, [Misfit::Contradiction { offset: 0, first: FileNo(0), second: FileNo(1) }]);
     }
 
     fn misfits(pieces: &[(u64, u64)]) -> Vec<Misfit> {
