@@ -7,6 +7,7 @@ use jiff::tz::TimeZone;
 use tributary_common::ids::CategoryName;
 
 use crate::dfs::{Dfs, DfsPath};
+use crate::root::hours::{LATE_DIR, MANIFEST_FILE};
 
 /// The directory of an hour.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,15 +69,26 @@ pub async fn categories(dfs: &dyn Dfs) -> anyhow::Result<Vec<CategoryName>> {
 /// A day in seconds, the longest hour.
 const DAY_S: i64 = 86_400;
 
+/// What a category's directory holds.
+#[derive(Debug, Default)]
+pub struct Tree {
+    /// The hours by time, also those that are being put together and that readers don't see yet.
+    pub hours: Vec<HourDir>,
+    /// How many days there are, looked at or not.
+    pub days: usize,
+    /// Days with nothing in them, by their starts.
+    pub empty_days: Vec<(i64, DfsPath)>,
+    /// Files and directories that lie where only days are, or only hours.
+    pub foreign: Vec<DfsPath>,
+}
+
 /// The hours of a category from `since_s` (seconds since 1970) on, by time; also those that are being put together and that
 /// readers don't see yet.
 ///
 /// # Errors
 /// When the sink can't be read.
 pub async fn hours(dfs: &dyn Dfs, category: &CategoryName, since_s: i64) -> anyhow::Result<Vec<HourDir>> {
-    let mut hours = of_days(dfs, category, since_s).await?;
-    hours.retain(|hour| hour.start_s >= since_s);
-    Ok(hours)
+    Ok(tree(dfs, category, since_s).await?.hours)
 }
 
 /// The same of which the end may lie behind `moment_s`: how long one is, only its manifest says.
@@ -88,7 +100,7 @@ pub async fn hours_that_may_end_after(
     category: &CategoryName,
     moment_s: i64,
 ) -> anyhow::Result<Vec<HourDir>> {
-    let mut hours = of_days(dfs, category, moment_s).await?;
+    let mut hours = of_days(dfs, category, moment_s).await?.hours;
     hours.retain(|hour| {
         // What divides a day and is shorter is half of it at most.
         let longest_s = if clock_of(visible_name(hour.path.name()).0).is_some() { DAY_S / 2 } else { DAY_S };
@@ -97,48 +109,81 @@ pub async fn hours_that_may_end_after(
     Ok(hours)
 }
 
-/// The hours of the days that end behind `moment_s`.
-async fn of_days(dfs: &dyn Dfs, category: &CategoryName, moment_s: i64) -> anyhow::Result<Vec<HourDir>> {
+/// The hours from `since_s` (seconds since 1970) on with all that is no hour.
+///
+/// # Errors
+/// When the sink can't be read.
+pub async fn tree(dfs: &dyn Dfs, category: &CategoryName, since_s: i64) -> anyhow::Result<Tree> {
+    let mut tree = of_days(dfs, category, since_s).await?;
+    tree.hours.retain(|hour| hour.start_s >= since_s);
+    Ok(tree)
+}
+
+/// What lies in the days that end behind `moment_s`.
+async fn of_days(dfs: &dyn Dfs, category: &CategoryName, moment_s: i64) -> anyhow::Result<Tree> {
     let root = DfsPath::base().join(category.as_str());
-    let mut hours = Vec::new();
+    let mut tree = Tree::default();
     for entry in dfs.list(&root).await?.unwrap_or_default() {
+        let path = root.join(&entry.name);
         let (name, published) = visible_name(&entry.name);
-        let Some(date) = name.strip_prefix("dt=").and_then(|date| date.parse::<Date>().ok()) else { continue };
-        let midnight_s = start_of(date.at(0, 0, 0, 0));
-        if !entry.status.is_dir || midnight_s + DAY_S <= moment_s {
+        let Some(midnight_s) = midnight_of(name).filter(|_| entry.status.is_dir) else {
+            tree.foreign.push(path);
+            continue;
+        };
+        tree.days += 1;
+        if midnight_s + DAY_S <= moment_s {
             continue;
         }
-        let path = root.join(&entry.name);
-        let mut has_own_files = false;
+        let (mut hours, mut others) = (Vec::new(), Vec::new());
         for inner in dfs.list(&path).await?.unwrap_or_default() {
-            let (name, published) = visible_name(&inner.name);
-            match clock_of(name) {
-                Some((hour, minute)) if inner.status.is_dir => hours.push(HourDir {
+            let (name, visible) = visible_name(&inner.name);
+            // What lies in a hidden day is its own: nobody makes hours there.
+            match clock_of(name).filter(|_| inner.status.is_dir && published) {
+                Some((hour, minute)) => hours.push(HourDir {
                     category: category.clone(),
                     start_s: midnight_s + i64::from(hour) * 3600 + i64::from(minute) * 60,
                     path: path.join(&inner.name),
-                    published,
+                    published: visible,
                 }),
-                _ => has_own_files = true,
+                None => others.push(inner.name),
             }
         }
-        if has_own_files || !published {
-            hours.push(HourDir { category: category.clone(), start_s: midnight_s, path, published });
+        let marks = others.iter().any(|name| [MANIFEST_FILE, LATE_DIR].contains(&name.as_str()));
+        if !published || marks || (hours.is_empty() && !others.is_empty()) {
+            tree.hours.push(HourDir { category: category.clone(), start_s: midnight_s, path, published });
+        } else if hours.is_empty() {
+            tree.empty_days.push((midnight_s, path));
+        } else {
+            tree.foreign.extend(others.iter().map(|name| path.join(name)));
         }
+        tree.hours.append(&mut hours);
     }
-    hours.sort_by(|a, b| (a.start_s, &a.path).cmp(&(b.start_s, &b.path)));
-    Ok(hours)
+    tree.hours.sort_by(|a, b| (a.start_s, &a.path).cmp(&(b.start_s, &b.path)));
+    Ok(tree)
 }
 
-/// Whether a directory inside of a day's is an hour of that day, visible or not.
+/// Whether a name inside of a day's directory is that of an hour, visible or not.
 #[must_use]
 pub fn is_hour_of_a_day(name: &str) -> bool {
     clock_of(visible_name(name).0).is_some()
 }
 
+/// Whether readers skip what has this name: Hadoop's jobs and Spark do, but Spark not where a `=` follows the `_`.
+#[must_use]
+pub fn is_hidden(name: &str) -> bool {
+    name.starts_with('.') || (name.starts_with('_') && !name.contains('='))
+}
+
 /// A directory's name without the dot that hides it, and whether it had none.
 fn visible_name(name: &str) -> (&str, bool) {
     name.strip_prefix('.').map_or((name, true), |name| (name, false))
+}
+
+/// When the day of `dt=2026-11-22` begins. Written in another way it would be another partition.
+fn midnight_of(name: &str) -> Option<i64> {
+    let text = name.strip_prefix("dt=")?;
+    let date = text.parse::<Date>().ok().filter(|date| date.to_string() == text)?;
+    Some(start_of(date.at(0, 0, 0, 0)))
 }
 
 /// Hour and minute of `hr=20` and `hm=2015`.
@@ -211,6 +256,9 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let dfs = LocalDfs::open(dir.path()).expect("opens");
         for path in [
+            "app/backup",
+            "app/dt=20261122/hr=20",
+            "app/dt=2026-11-20",
             "app/dt=2026-11-22/hr=20",
             "app/dt=2026-11-22/hm=2015",
             "app/dt=2026-11-22/.hr=21",
@@ -225,20 +273,28 @@ mod tests {
         }
         assert_eq!(categories(&dfs).await.expect("lists").len(), 1);
         let app = "app".parse().expect("valid");
-        let found = hours(&dfs, &app, i64::MIN).await.expect("lists");
+        let tree = tree(&dfs, &app, i64::MIN).await.expect("lists");
+        let (found, mut foreign) = (tree.hours, tree.foreign);
         let day = |day: i64| BucketSize::HOUR.bucket_of_ms(1_795_305_600_000 + day * 86_400_000).start_s();
         let found: Vec<_> = found.iter().map(|hour| (hour.path.as_str(), hour.start_s, hour.published)).collect();
         assert_eq!(
             found,
             [
                 ("app/dt=2026-11-21", day(-1), true),
-                ("app/dt=2026-11-22", day(0), true),
                 ("app/dt=2026-11-22/hr=20", day(0) + 20 * 3600, true),
                 ("app/dt=2026-11-22/hm=2015", day(0) + 20 * 3600 + 900, true),
                 ("app/dt=2026-11-22/.hr=21", day(0) + 21 * 3600, false),
                 ("app/.dt=2026-11-23", day(1), false),
             ]
         );
+        foreign.sort();
+        let foreign: Vec<_> = foreign.iter().map(DfsPath::as_str).collect();
+        assert_eq!(
+            foreign,
+            ["app/backup", "app/dt=2026-11-22/backup", "app/dt=2026-11-22/hr=99", "app/dt=20261122", "app/dt=today"]
+        );
+        assert_eq!(tree.days, 4);
+        assert_eq!(tree.empty_days, [(day(-2), DfsPath::base().join("app/dt=2026-11-20"))]);
         let since = hours(&dfs, &app, day(0) + 20 * 3600 + 1).await.expect("lists");
         assert_eq!(since.len(), 3);
         let ends_after = async |moment_s| {

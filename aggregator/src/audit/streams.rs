@@ -1,6 +1,6 @@
 //! What the frames of many files say of their streams together. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use serde::Serialize;
@@ -13,6 +13,30 @@ use tributary_common::ranges::RangeSet;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct FileNo(pub(super) u32);
 
+/// How near a slice lies to the oldest hour of its category that has its own files: before it, retention may have removed
+/// what the rest of the stream is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Age {
+    /// In the first minutes of that hour, where lines of the one before it stand between its own; or before it, where only late
+    /// files are left.
+    Edge,
+    /// In that hour.
+    Oldest,
+    /// Later.
+    Later,
+}
+
+/// What is known of the hours before the oldest one of a category.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Older {
+    /// There were none.
+    None,
+    /// Some may have been removed.
+    Perhaps,
+    /// They were not read.
+    Unread,
+}
+
 /// A piece of a stream in a published file.
 #[derive(Debug, Clone, Copy)]
 struct Piece {
@@ -21,6 +45,7 @@ struct Piece {
     file: FileNo,
     frame: u64,
     altered: bool,
+    age: Age,
 }
 
 #[derive(Debug)]
@@ -74,6 +99,8 @@ pub(super) struct FramePlace {
 pub(super) enum Misfit {
     /// Bytes that no file has.
     Gap(Range<u64>),
+    /// Bytes that no file has, and that may have been in an hour before all that were read.
+    Before(Range<u64>),
     /// Bytes that two frames have.
     Overlap {
         /// Which bytes.
@@ -98,15 +125,17 @@ pub(super) enum Misfit {
 
 impl Streams {
     /// Adds a slice of a published file.
-    pub(super) fn add(&mut self, category: &CategoryName, slice: &SliceDescriptor, file: FileNo, frame: u64) {
+    pub(super) fn add(&mut self, category: &CategoryName, slice: &SliceDescriptor, file: FileNo, frame: u64, age: Age) {
         let altered = slice.altered;
         let stream = self.stream(category, slice);
         for run in &slice.runs {
             let Range { start, end } = run.range();
             match stream.pieces.last_mut() {
                 // Most batches follow one another in the same file.
-                Some(last) if last.end == start && last.file == file && last.altered == altered => last.end = end,
-                _ => stream.pieces.push(Piece { start, end, file, frame, altered }),
+                Some(last) if last.end == start && last.file == file && last.altered == altered && last.age == age => {
+                    last.end = end;
+                }
+                _ => stream.pieces.push(Piece { start, end, file, frame, altered, age }),
             }
         }
         if stream.bases.iter().all(|(base, _)| *base != slice.base) {
@@ -154,14 +183,37 @@ impl Streams {
         self.streams.len()
     }
 
-    /// All that doesn't fit, stream by stream.
-    pub(super) fn misfits(&mut self) -> impl Iterator<Item = (StreamName, Misfit)> + '_ {
+    /// What was declared as lost fills the gaps of its stream.
+    fn fill_with_lost(&mut self) {
         for (key, lost) in std::mem::take(&mut self.lost) {
             if let Some(stream) = self.streams.get_mut(&key) {
                 lost.iter().for_each(|bytes| stream.elsewhere.insert(bytes));
             }
         }
-        self.streams.iter_mut().flat_map(|((category, id), stream)| {
+    }
+
+    /// The categories with streams of which bytes are in no file; `older` says what is known of a category's older hours.
+    pub(super) fn with_gaps(&mut self, older: impl Fn(&CategoryName) -> Older) -> BTreeSet<CategoryName> {
+        self.fill_with_lost();
+        let mut found = BTreeSet::new();
+        for ((category, _), stream) in &mut self.streams {
+            if !found.contains(category) {
+                let misfits = stream.gaps_and_overlaps(older(category));
+                if misfits.iter().any(|misfit| matches!(misfit, Misfit::Gap(_))) {
+                    found.insert(category.clone());
+                }
+            }
+        }
+        found
+    }
+
+    /// All that doesn't fit, stream by stream; `older` says what is known of a category's older hours.
+    pub(super) fn misfits(
+        &mut self,
+        older: impl Fn(&CategoryName) -> Older,
+    ) -> impl Iterator<Item = (StreamName, Misfit)> {
+        self.fill_with_lost();
+        self.streams.iter_mut().flat_map(move |((category, id), stream)| {
             let name = StreamName {
                 category: category.clone(),
                 stream: *id,
@@ -169,7 +221,7 @@ impl Streams {
                 host: stream.host.clone(),
             };
             let mut found = stream.contradictions();
-            found.extend(stream.gaps_and_overlaps());
+            found.extend(stream.gaps_and_overlaps(older(category)));
             found.into_iter().map(move |misfit| (name.clone(), misfit))
         })
     }
@@ -188,14 +240,23 @@ impl Stream {
         found
     }
 
-    fn gaps_and_overlaps(&mut self) -> Vec<Misfit> {
+    fn gaps_and_overlaps(&mut self, older: Older) -> Vec<Misfit> {
         self.pieces.sort_by_key(|piece| (piece.start, piece.end));
         let mut found = Vec::new();
         let Some(first) = self.pieces.first() else { return found };
-        let mut have: (u64, Piece) = (self.base, *first);
+        let mut have: (u64, Piece) = (first.start, *first);
+        let beginning = self.elsewhere.missing(self.base..first.start.max(self.base));
+        let begins_before = match older {
+            Older::None => false,
+            Older::Perhaps => first.age <= Age::Oldest && !beginning.is_empty(),
+            Older::Unread => true,
+        };
+        found.extend(beginning.into_iter().map(if begins_before { Misfit::Before } else { Misfit::Gap }));
         for piece in &self.pieces {
             if piece.start > have.0 {
-                found.extend(self.elsewhere.missing(have.0..piece.start).into_iter().map(Misfit::Gap));
+                let before = begins_before && have.1.age == Age::Edge;
+                let missing = self.elsewhere.missing(have.0..piece.start).into_iter();
+                found.extend(missing.map(if before { Misfit::Before } else { Misfit::Gap }));
             } else if piece.start < have.0 {
                 found.push(Misfit::Overlap {
                     bytes: piece.start..piece.end.min(have.0),
@@ -245,7 +306,7 @@ mod tests {
         let mut kept = Vec::new();
         for n in 0..10_000 {
             // Some hundred frames in each file.
-            streams.add(&category(), &slice(n * 10, n * 10 + 10), FileNo((n / 200) as u32), n);
+            streams.add(&category(), &slice(n * 10, n * 10 + 10), FileNo((n / 200) as u32), n, Age::Later);
             let stream = &streams.streams[&(category(), S)];
             kept.push((stream.bases.len() + stream.ends.len(), stream.pieces.len()));
         }
@@ -253,9 +314,9 @@ mod tests {
         assert_eq!(kept[9_999], (2, 50), "of each file one piece is kept, and no position");
         let mut other = slice(100_000, 100_010);
         other.start.tail = TailHash(1);
-        streams.add(&category(), &other, FileNo(50), 0);
-        streams.add(&category(), &slice(100_020, 100_030), FileNo(50), 10);
-        let found: Vec<Misfit> = streams.misfits().map(|(_, misfit)| misfit).collect();
+        streams.add(&category(), &other, FileNo(50), 0, Age::Later);
+        streams.add(&category(), &slice(100_020, 100_030), FileNo(50), 10, Age::Later);
+        let found: Vec<Misfit> = streams.misfits(|_| Older::None).map(|(_, misfit)| misfit).collect();
         let contradiction = Misfit::Contradiction { offset: 100_000, first: FileNo(49), second: FileNo(50) };
         assert_eq!(found, [contradiction, Misfit::Gap(100_010..100_020)]);
     }
@@ -263,22 +324,22 @@ mod tests {
     #[test]
     fn a_beginning_of_other_bytes_contradicts_however_many_frames_name_it() {
         let mut streams = Streams::default();
-        streams.add(&category(), &slice(0, 100), FileNo(0), 0);
+        streams.add(&category(), &slice(0, 100), FileNo(0), 0, Age::Later);
         for n in 1..10 {
             let mut other = slice(n * 100, n * 100 + 100);
             other.base.tail = TailHash(1);
-            streams.add(&category(), &other, FileNo(1), n);
+            streams.add(&category(), &other, FileNo(1), n, Age::Later);
         }
-        let found: Vec<Misfit> = streams.misfits().map(|(_, misfit)| misfit).collect();
+        let found: Vec<Misfit> = streams.misfits(|_| Older::None).map(|(_, misfit)| misfit).collect();
         assert_eq!(found, [Misfit::Contradiction { offset: 0, first: FileNo(0), second: FileNo(1) }]);
     }
 
     fn misfits(pieces: &[(u64, u64)]) -> Vec<Misfit> {
         let mut streams = Streams::default();
         for (index, (start, end)) in pieces.iter().enumerate() {
-            streams.add(&category(), &slice(*start, *end), FileNo(index as u32), 0);
+            streams.add(&category(), &slice(*start, *end), FileNo(index as u32), 0, Age::Later);
         }
-        streams.misfits().map(|(_, misfit)| misfit).collect()
+        streams.misfits(|_| Older::None).map(|(_, misfit)| misfit).collect()
     }
 
     #[test]
@@ -297,23 +358,53 @@ mod tests {
     #[test]
     fn bytes_that_wait_to_be_published_or_were_declared_lost_are_no_gap() {
         let mut streams = Streams::default();
-        streams.add(&category(), &slice(0, 100), FileNo(0), 0);
-        streams.add(&category(), &slice(300, 400), FileNo(0), 0);
+        streams.add(&category(), &slice(0, 100), FileNo(0), 0, Age::Later);
+        streams.add(&category(), &slice(300, 400), FileNo(0), 0, Age::Later);
         streams.add_unpublished(&category(), &slice(100, 200));
         streams.add_lost(&category(), S, 200..250);
-        let found: Vec<Misfit> = streams.misfits().map(|(_, misfit)| misfit).collect();
+        let found: Vec<Misfit> = streams.misfits(|_| Older::None).map(|(_, misfit)| misfit).collect();
         assert_eq!(found, [Misfit::Gap(250..300)]);
     }
 
     #[test]
     fn a_frame_of_other_bytes_at_the_same_place_contradicts() {
         let mut streams = Streams::default();
-        streams.add(&category(), &slice(0, 100), FileNo(0), 0);
+        streams.add(&category(), &slice(0, 100), FileNo(0), 0, Age::Later);
         let mut other = slice(100, 200);
         other.start.tail = TailHash(99);
-        streams.add(&category(), &other, FileNo(1), 0);
-        let found: Vec<Misfit> = streams.misfits().map(|(_, misfit)| misfit).collect();
+        streams.add(&category(), &other, FileNo(1), 0, Age::Later);
+        let found: Vec<Misfit> = streams.misfits(|_| Older::None).map(|(_, misfit)| misfit).collect();
         assert_eq!(found, [Misfit::Contradiction { offset: 100, first: FileNo(0), second: FileNo(1) }]);
+    }
+
+    #[test]
+    fn only_what_may_lie_before_the_oldest_hour_is_no_gap() {
+        // Crosses into the oldest hour, with lines of the one before it between its first ones, and has a later gap.
+        let ages = [(100, 110, Age::Edge), (120, 200, Age::Edge), (200, 210, Age::Oldest), (220, 300, Age::Later)];
+        let found = |skip: usize, older| {
+            let mut streams = Streams::default();
+            for (start, end, age) in ages.into_iter().skip(skip) {
+                streams.add(&category(), &slice(start, end), FileNo(0), 0, age);
+            }
+            let gapped = !streams.with_gaps(|_| older).is_empty();
+            let misfits: Vec<Misfit> = streams.misfits(|_| older).map(|(_, misfit)| misfit).collect();
+            assert_eq!(gapped, misfits.iter().any(|misfit| matches!(misfit, Misfit::Gap(_))));
+            misfits
+        };
+        let (gap, before) = (Misfit::Gap, Misfit::Before);
+        assert_eq!(found(0, Older::None), [gap(0..100), gap(110..120), gap(210..220)]);
+        assert_eq!(found(0, Older::Perhaps), [before(0..100), before(110..120), gap(210..220)]);
+        assert_eq!(found(0, Older::Unread), [before(0..100), before(110..120), gap(210..220)]);
+        // One that comes up only later says nothing of what was removed, unless older hours were left out.
+        assert_eq!(found(3, Older::Perhaps), [gap(0..220)]);
+        assert_eq!(found(3, Older::Unread), [before(0..220)]);
+        // One that begins in the oldest hour has all its bytes.
+        let mut streams = Streams::default();
+        for (start, end) in [(0, 100), (110, 200)] {
+            streams.add(&category(), &slice(start, end), FileNo(0), 0, Age::Edge);
+        }
+        let misfits: Vec<Misfit> = streams.misfits(|_| Older::Perhaps).map(|(_, misfit)| misfit).collect();
+        assert_eq!(misfits, [gap(100..110)]);
     }
 
     proptest! {
