@@ -30,6 +30,13 @@ impl BucketSize {
         let second = time_ms.div_euclid(1000);
         Bucket { start_s: second - second.rem_euclid(i64::from(self.0)), size: self }
     }
+
+    /// The first bucket that does not begin before this second since 1970, UTC.
+    #[must_use]
+    pub fn first_from(self, start_s: i64) -> Bucket {
+        let size = i64::from(self.0);
+        Bucket { start_s: start_s.saturating_add((-start_s).rem_euclid(size)), size: self }
+    }
 }
 
 impl TryFrom<u32> for BucketSize {
@@ -90,6 +97,12 @@ impl Bucket {
     #[must_use]
     pub fn end_ms(self) -> i64 {
         (self.start_s + i64::from(self.size.0)) * 1000
+    }
+
+    /// The one that begins where it ends.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self { start_s: self.start_s + i64::from(self.size.0), size: self.size }
     }
 
     /// Its size.
@@ -175,6 +188,15 @@ mod tests {
         assert_eq!((bucket.start_s(), bucket.end_ms()), (-60, 0));
         assert!(bucket.contains_ms(-60_000) && bucket.contains_ms(-1));
         assert!(!bucket.contains_ms(0) && !bucket.contains_ms(-60_001));
+    }
+
+    #[test]
+    fn buckets_follow_each_other_and_the_first_from_a_moment_does_not_begin_before_it() {
+        let bucket = size(900).bucket_of_ms(1_795_378_521_000);
+        assert_eq!((bucket.next().start_s() * 1000, bucket.next().size()), (bucket.end_ms(), size(900)));
+        for (from, first) in [(0, 0), (1, 900), (900, 900), (-1, 0), (-900, -900), (-901, -900)] {
+            assert_eq!(size(900).first_from(from).start_s(), first, "{from}");
+        }
     }
 
     #[test]

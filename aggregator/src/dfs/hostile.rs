@@ -100,6 +100,15 @@ impl Hostility {
     }
 }
 
+/// How changes below a path are refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// As by permissions.
+    Forbidden,
+    /// As by a quota that is used up.
+    ForNow,
+}
+
 type NodeId = u64;
 type ProcessId = u32;
 
@@ -193,6 +202,7 @@ struct State {
     /// Until this call everything that changes something is refused.
     safe_until: u64,
     safe_mode: bool,
+    refused: Option<(DfsPath, Refusal)>,
     crashed: BTreeSet<ProcessId>,
     paused: BTreeSet<ProcessId>,
     processes: ProcessId,
@@ -299,7 +309,25 @@ impl State {
         }
     }
 
+    /// Whether changes below the place of this one are refused.
+    fn refusal(&self, change: &Change) -> Option<DfsError> {
+        let (dir, refusal) = self.refused.as_ref()?;
+        let below = |path: &DfsPath| path == dir || path.as_str().starts_with(&format!("{dir}/"));
+        let target = if let Change::Rename(_, to) = change { to } else { change.path() };
+        if !below(target) && !below(change.path()) {
+            return None;
+        }
+        let (call, path) = (change.name(), target.clone());
+        Some(match refusal {
+            Refusal::Forbidden => DfsError::Refused { call, path, reason: "permission denied".into() },
+            Refusal::ForNow => DfsError::Unavailable { call, path, reason: "the quota is used up".into() },
+        })
+    }
+
     fn apply(&mut self, change: &Change) -> Result<NodeId, DfsError> {
+        if let Some(refused) = self.refusal(change) {
+            return Err(refused);
+        }
         match change {
             Change::Create(path, lease) => {
                 let dir = self.dir_of("create", path)?;
@@ -458,6 +486,7 @@ impl HostileCluster {
                 late: Vec::new(),
                 safe_until: 0,
                 safe_mode: false,
+                refused: None,
                 crashed: BTreeSet::new(),
                 paused: BTreeSet::new(),
                 processes: 0,
@@ -519,6 +548,11 @@ impl HostileCluster {
     /// Refuses all changes until told otherwise.
     pub fn safe_mode(&self, on: bool) {
         self.state().safe_mode = on;
+    }
+
+    /// Refuses changes below a path until told otherwise.
+    pub fn refuse_below(&self, refused: Option<(DfsPath, Refusal)>) {
+        self.state().refused = refused;
     }
 
     /// All machines lose their power and come back: what was neither synced nor settled is gone.
