@@ -539,7 +539,7 @@ impl Ingest {
         }
         stream.ended((batch.start, batch.end), hash);
         stream.echo = None;
-        stream.touched_ms = now_ms;
+        stream.touched_ms = stream.touched_ms.max(now_ms);
         stream.changed = true;
     }
 

@@ -311,6 +311,30 @@ pub struct Seal {
     pub publish_partial: bool,
 }
 
+impl Seal {
+    /// Whether it is a seal of this hour.
+    #[must_use]
+    pub fn is_of(&self, key: &HourKey) -> bool {
+        (self.bucket_start_s, self.bucket_size_s) == (key.bucket.start_s(), key.bucket.size().seconds())
+            && self.category == key.category
+    }
+
+    /// Its files as late ones, beside what was published in its hour's place. Which agent contributed to which of them it does not
+    /// say; together they have all.
+    #[must_use]
+    pub fn into_late(self) -> Vec<LateMove> {
+        let mut agents = self.agents;
+        let files = self.files.into_iter();
+        let mut moves: Vec<LateMove> = files
+            .map(|file| LateMove { file: Some(file), inputs: Vec::new(), agents: std::mem::take(&mut agents) })
+            .collect();
+        if !self.inputs.is_empty() {
+            moves.push(LateMove { file: None, inputs: self.inputs, agents: BTreeMap::new() });
+        }
+        moves
+    }
+}
+
 /// Bytes that are lost.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lost {

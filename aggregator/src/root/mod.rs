@@ -30,6 +30,7 @@ use crate::tier::{Elsewhere, Overloaded, Received, Tier};
 
 pub mod hours;
 pub mod ingest;
+pub mod jobs;
 mod keeper;
 pub mod lane;
 mod late_create;

@@ -332,6 +332,7 @@ impl Change<'_> {
             epoch,
             attempts: Arc::default(),
             success_file: self.settings.success_file.clone(),
+            patience: None,
         }
     }
 

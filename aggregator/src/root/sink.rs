@@ -29,6 +29,10 @@ const READ_BYTES: usize = 4 << 20;
 /// The pause between tries of a call that failed for a reason that passes.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
+/// For how long a step for an hour tries again what the sink refuses for now, before it lets others have its place: it may be a quota
+/// of one category's directory.
+const HOUR_PATIENCE: Duration = Duration::from_secs(3);
+
 /// What a lane's owner needs for its steps.
 #[derive(Clone)]
 pub struct LaneSink {
@@ -50,6 +54,8 @@ pub struct LaneSink {
     pub attempts: Arc<AtomicU64>,
     /// The name of the empty file that says that an hour is complete.
     pub success_file: String,
+    /// For how long a step tries again what is refused for now; none: until it is done.
+    pub patience: Option<Duration>,
 }
 
 /// What a seal says of the agents.
@@ -61,6 +67,15 @@ pub struct HourVerdict {
     pub missing: Vec<Missing>,
     /// Whether the hour gets its success file though agents are missing.
     pub publish_partial: bool,
+}
+
+/// What became of an announced seal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Executed {
+    /// Its files and the seal are in the hour's directory.
+    Sealed,
+    /// A bucket of another size was published in that place first: its files are late beside that.
+    Overtaken,
 }
 
 /// The frames found in a file.
@@ -159,6 +174,8 @@ pub struct HourDirs {
     pub visible: DfsPath,
     /// The same before it is published.
     pub hidden: DfsPath,
+    /// Whether what holds it has a day's directory for its name.
+    is_in_a_day: bool,
 }
 
 impl HourDirs {
@@ -166,20 +183,36 @@ impl HourDirs {
     #[must_use]
     pub fn new(category: &CategoryName, bucket: Bucket) -> Self {
         let category = DfsPath::base().join(category.as_str());
-        let parent = bucket.parent_dir().map_or_else(|| category.clone(), |dir| category.join(dir));
-        Self { visible: parent.join(bucket.dir_name()), hidden: parent.join(bucket.hidden_dir_name()), parent }
+        let day = bucket.parent_dir();
+        let is_in_a_day = day.is_some();
+        let parent = day.map_or_else(|| category.clone(), |dir| category.join(dir));
+        let (visible, hidden) = (parent.join(bucket.dir_name()), parent.join(bucket.hidden_dir_name()));
+        Self { parent, visible, hidden, is_in_a_day }
+    }
+
+    /// Whether the other one, of a bucket of another size, can't be published when this one is: they have the same place, or one
+    /// lies in the other.
+    #[must_use]
+    pub fn clash(&self, other: &Self) -> bool {
+        self.visible == other.visible || self.visible == other.parent || self.parent == other.visible
     }
 }
 
 /// Repeats a step until it is done or fails for good. Errors that pass (no connection, safe mode, an outcome that is not
-/// known) are waited out; the step looks at what is there when it is taken again.
+/// known) are waited out; the step looks at what is there when it is taken again. A sink with `patience` gives up after that, but
+/// never while something may still come of what it asked for.
 macro_rules! persist {
-    ($what:literal, $step:expr) => {{
-        let mut reported = false;
+    ($self:ident, $what:literal, $step:expr) => {{
+        let begun = Instant::now();
+        let (mut reported, mut unsure) = (false, false);
         loop {
             let result: Result<_, DfsError> = async { $step }.await;
+            unsure |= matches!(result, Err(DfsError::UnknownOutcome { .. }));
             match result {
-                Err(error) if error.is_transient() => {
+                Err(error)
+                    if error.is_transient()
+                        && (unsure || $self.patience.is_none_or(|patience| begun.elapsed() < patience)) =>
+                {
                     if !reported {
                         tracing::warn!(step = $what, %error, "the sink is not available; trying until it is");
                         reported = true;
@@ -207,6 +240,12 @@ impl LaneSink {
         self.dir.join(format!("{prefix}e{}-{number}.{what}", self.epoch))
     }
 
+    /// The same for the steps of one hour, which don't wait for ever for what only this hour may lack.
+    #[must_use]
+    pub fn for_an_hour(&self) -> Self {
+        Self { patience: Some(HOUR_PATIENCE), ..self.clone() }
+    }
+
     /// Whether this owner has lost the lane: its directory is not there under its name.
     ///
     /// # Errors
@@ -217,7 +256,7 @@ impl LaneSink {
 
     /// Makes a whole file in the lane's directory under a temporary name, and returns where it is.
     async fn make(&self, what: &str, chunks: &[Bytes]) -> Result<DfsPath, DfsError> {
-        persist!("make a file", {
+        persist!(self, "make a file", {
             let path = self.fresh(TEMP_PREFIX, what);
             let made = async {
                 let mut file = self.begin(&path).await?;
@@ -233,10 +272,8 @@ impl LaneSink {
 
     /// The path of a file that was made. What an attempt that failed left is deleted: a long outage has very many attempts.
     async fn or_discard(&self, made: Result<(), DfsError>, path: DfsPath) -> Result<DfsPath, DfsError> {
-        if made.is_err()
-            && let Err(error) = self.dfs.delete(&path).await
-        {
-            tracing::debug!(file = %path, %error, "an unfinished file stays until the lane's next owner deletes it");
+        if made.is_err() {
+            self.discard(&path).await;
         }
         made.map(|()| path)
     }
@@ -275,6 +312,7 @@ impl LaneSink {
     /// Moves `from` to `to`. Done when `to` is there and `from` is not, whoever did it.
     async fn settle(&self, from: &DfsPath, to: &DfsPath) -> Result<(), DfsError> {
         persist!(
+            self,
             "rename",
             match self.dfs.rename(from, to).await {
                 Ok(()) => Ok(()),
@@ -286,11 +324,23 @@ impl LaneSink {
         )
     }
 
-    /// Moves a file that any owner would make the same way: if one is there already, this one goes.
+    /// Moves what was just made, and what any owner would make the same way: if it is there already, this one goes. So it does when
+    /// it can't be moved: whoever tries again makes it anew.
     async fn settle_same(&self, from: &DfsPath, to: &DfsPath) -> Result<(), DfsError> {
         match self.settle(from, to).await {
-            Err(DfsError::Exists { .. }) => persist!("delete", self.dfs.delete(from).await),
-            other => other,
+            Ok(()) => Ok(()),
+            Err(DfsError::Exists { .. }) => persist!(self, "delete", self.dfs.delete(from).await),
+            Err(error) => {
+                self.discard(from).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Deletes something unfinished.
+    async fn discard(&self, path: &DfsPath) {
+        if let Err(error) = self.dfs.delete(path).await {
+            tracing::debug!(file = %path, %error, "an unfinished file stays until the lane's next owner deletes it");
         }
     }
 
@@ -304,7 +354,7 @@ impl LaneSink {
         let temp = self.make(&name, &[entry.encode().into()]).await?;
         let path = self.dir.join(&name);
         self.settle(&temp, &path).await?;
-        let status = persist!("look at the ledger", self.dfs.stat(&path).await)?;
+        let status = persist!(self, "look at the ledger", self.dfs.stat(&path).await)?;
         let status = status.ok_or(DfsError::NotFound { path })?;
         Ok(status.modified_ms)
     }
@@ -335,7 +385,7 @@ impl LaneSink {
         verdict: HourVerdict,
     ) -> Result<Option<Seal>, DfsError> {
         let dirs = HourDirs::new(&key.category, key.bucket);
-        if persist!("look for the hour", self.dfs.stat(&dirs.visible).await)?.is_some() {
+        if self.published_dir(&dirs).await?.is_some() {
             return Ok(None);
         }
         let moves = self.prepare_files(segments, roll_size).await?;
@@ -371,8 +421,25 @@ impl LaneSink {
     }
 
     async fn prepare_files(&self, segments: &[SegmentRecord], roll_size: u64) -> Result<Vec<LateMove>, DfsError> {
-        let plan = plan_files(segments, roll_size);
         let mut moves = Vec::new();
+        let prepared = self.prepare_moves(segments, roll_size, &mut moves).await;
+        if prepared.is_err() {
+            // Nobody will ever name the joins that are ready: the next attempt makes its own, perhaps of other segments.
+            let joins = moves.iter().filter_map(|one| Some(&one.file.as_ref()?.source));
+            for name in joins.filter(|name| name.starts_with(JOIN_PREFIX)) {
+                self.discard(&self.dir.join(name)).await;
+            }
+        }
+        prepared.map(|()| moves)
+    }
+
+    async fn prepare_moves(
+        &self,
+        segments: &[SegmentRecord],
+        roll_size: u64,
+        moves: &mut Vec<LateMove>,
+    ) -> Result<(), DfsError> {
+        let plan = plan_files(segments, roll_size);
         for segment in plan.whole {
             let source = segment.name.clone();
             let (file, agents) = SealedFile::new(source, segment.name, segment.covered);
@@ -390,11 +457,11 @@ impl LaneSink {
         if !plan.empty.is_empty() {
             moves.push(LateMove { file: None, inputs: plan.empty, agents: BTreeMap::new() });
         }
-        Ok(moves)
+        Ok(())
     }
 
     async fn join(&self, inputs: &[SegmentRecord], extension: &str) -> Result<DfsPath, DfsError> {
-        persist!("join segments", {
+        persist!(self, "join segments", {
             let path = self.fresh(JOIN_PREFIX, extension);
             let made = self.copy_into(&path, inputs).await;
             self.or_discard(made, path).await
@@ -421,9 +488,24 @@ impl LaneSink {
         self.finish(file, path).await
     }
 
+    /// Where readers find what lies in the place of an hour: its directory, or that of the day that was published in one; none
+    /// when nothing is published there.
+    async fn published_dir(&self, dirs: &HourDirs) -> Result<Option<DfsPath>, DfsError> {
+        if persist!(self, "look for the hour", self.dfs.stat(&dirs.visible).await)?.is_some() {
+            return Ok(Some(dirs.visible.clone()));
+        }
+        if dirs.is_in_a_day {
+            let manifest = dirs.parent.join(MANIFEST_FILE);
+            if persist!(self, "look for the day", self.dfs.stat(&manifest).await)?.is_some() {
+                return Ok(Some(dirs.parent.clone()));
+            }
+        }
+        Ok(None)
+    }
+
     /// Makes the hour's hidden directory, with the place for late files in it, unless the hour has a directory already.
     async fn make_hour(&self, dirs: &HourDirs, target: &DfsPath) -> Result<(), DfsError> {
-        let made = persist!("make the hour's directory", {
+        let made = persist!(self, "make the hour's directory", {
             for dir in [&dirs.visible, &dirs.hidden] {
                 if self.dfs.stat(dir).await?.is_some() {
                     return Ok(None);
@@ -447,11 +529,8 @@ impl LaneSink {
     /// # Errors
     /// When the sink refuses.
     pub async fn want_hour(&self, key: &HourKey) -> Result<(), DfsError> {
-        if self.lanes.get() == 1 {
-            return Ok(());
-        }
         let path = wanted_dir().join(wanted_name(key));
-        persist!("ask the other lanes for an hour", self.dfs.mkdir_all(&path).await)
+        persist!(self, "ask the other lanes for an hour", self.dfs.mkdir_all(&path).await)
     }
 
     /// The hours that some lane has asked for and that are not published as far as lane 0 knows.
@@ -476,13 +555,20 @@ impl LaneSink {
     ///
     /// # Errors
     /// When a step fails for good.
-    pub async fn execute_seal(&self, key: &HourKey, seal: &Seal) -> Result<(), DfsError> {
+    pub async fn execute_seal(&self, key: &HourKey, seal: &Seal) -> Result<Executed, DfsError> {
         let dirs = HourDirs::new(&key.category, key.bucket);
-        self.want_hour(key).await?;
+        if self.lanes.get() > 1 {
+            self.want_hour(key).await?;
+        }
         self.make_hour(&dirs, &dirs.hidden).await?;
-        let published = persist!("look for the hour", self.dfs.stat(&dirs.visible).await)?.is_some();
-        // An hour is published only when every lane's seal is in it, and the seal goes in last.
-        if !published {
+        if persist!(self, "look for the hour", self.dfs.stat(&dirs.visible).await)?.is_some() {
+            // An hour is published only when every lane's seal is in it, and the seal goes in last.
+            let mine = dirs.visible.join(seal_file(self.lane));
+            if !persist!(self, "read a seal", self.read_seal(&mine).await)?.is_some_and(|there| there.is_of(key)) {
+                return Ok(Executed::Overtaken);
+            }
+            self.clear_hidden(&dirs).await?;
+        } else {
             for file in &seal.files {
                 self.settle(&self.dir.join(&file.source), &dirs.hidden.join(&file.name)).await?;
             }
@@ -491,13 +577,60 @@ impl LaneSink {
             let temp = self.make(&name, &[json.into()]).await?;
             self.settle_same(&temp, &dirs.hidden.join(&name)).await?;
         }
-        self.delete_inputs(&seal.inputs).await
+        self.delete_inputs(&seal.inputs).await?;
+        Ok(Executed::Sealed)
+    }
+
+    /// Removes a hidden directory beside the published hour: a step that was overtaken by the publishing has made it anew. Only if
+    /// nothing is in it that the hour does not have.
+    async fn clear_hidden(&self, dirs: &HourDirs) -> Result<(), DfsError> {
+        let list = persist!(self, "look for what is left of the hour", self.dfs.list(&dirs.hidden).await)?;
+        let Some(left) = list else { return Ok(()) };
+        for entry in left {
+            let path = dirs.hidden.join(&entry.name);
+            let is_known = if entry.status.is_dir {
+                let inside = persist!(self, "look for late files", self.dfs.list(&path).await)?;
+                entry.name == LATE_DIR && inside.is_none_or(|files| files.is_empty())
+            } else if entry.name.ends_with(".json") {
+                let there = dirs.visible.join(&entry.name);
+                persist!(self, "compare what is left of the hour", self.is_same(&path, &there).await)?
+            } else {
+                false
+            };
+            if !is_known {
+                tracing::error!(%path, "beside a published hour lies something that the hour does not have; it is left alone: look what it is");
+                return Ok(());
+            }
+        }
+        persist!(self, "delete what is left of the hour", self.dfs.delete(&dirs.hidden).await)
+    }
+
+    async fn is_same(&self, one: &DfsPath, other: &DfsPath) -> Result<bool, DfsError> {
+        if self.dfs.stat(other).await?.is_none() {
+            return Ok(false);
+        }
+        Ok(self.read_whole(one).await? == self.read_whole(other).await?)
+    }
+
+    /// A seal that was put into an hour; none when there is none.
+    async fn read_seal(&self, path: &DfsPath) -> Result<Option<Seal>, DfsError> {
+        let bytes = match self.read_whole(path).await {
+            Ok(bytes) => bytes,
+            Err(DfsError::NotFound { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let seal = serde_json::from_slice(&bytes).map_err(|error| DfsError::Refused {
+            call: "read",
+            path: path.clone(),
+            reason: format!("the seal can't be read: {error}; the hour waits until it can"),
+        })?;
+        Ok(Some(seal))
     }
 
     async fn delete_inputs(&self, inputs: &[String]) -> Result<(), DfsError> {
         for input in inputs {
             let path = self.dir.join(input);
-            persist!("delete the inputs of a join", self.dfs.delete(&path).await)?;
+            persist!(self, "delete the inputs of a join", self.dfs.delete(&path).await)?;
         }
         Ok(())
     }
@@ -509,24 +642,25 @@ impl LaneSink {
     /// When a step fails for good, or a seal can't be read.
     pub async fn publish(&self, key: &HourKey) -> Result<bool, DfsError> {
         let dirs = HourDirs::new(&key.category, key.bucket);
-        if persist!("look for the hour", self.dfs.stat(&dirs.visible).await)?.is_some() {
+        if persist!(self, "look for the hour", self.dfs.stat(&dirs.visible).await)?.is_some() {
             return Ok(true);
         }
         let mut seals = Vec::new();
         for lane in self.lanes.lanes() {
             let path = dirs.hidden.join(seal_file(lane));
-            match persist!("read a seal", self.read_whole(&path).await) {
-                Ok(bytes) => {
-                    let seal: Seal = serde_json::from_slice(&bytes).map_err(|error| DfsError::Refused {
-                        call: "publish",
-                        path: path.clone(),
-                        reason: format!("the seal can't be read: {error}; the hour stays hidden until it can"),
-                    })?;
-                    seals.push(seal);
-                }
-                Err(DfsError::NotFound { .. }) => return Ok(false),
-                Err(error) => return Err(error),
+            let Some(seal) = persist!(self, "read a seal", self.read_seal(&path).await)? else { return Ok(false) };
+            if !seal.is_of(key) {
+                return Err(DfsError::Refused {
+                    call: "publish",
+                    path,
+                    reason: format!(
+                        "the seal is of a bucket of {} s that has the same place: the bucket size was changed while both were being \
+                         sealed; move one bucket's files and seals out of the directory",
+                        seal.bucket_size_s
+                    ),
+                });
             }
+            seals.push(seal);
         }
         let manifest = Manifest::of(key, &seals);
         let json = |bytes: Result<Vec<u8>, serde_json::Error>| Bytes::from(bytes.expect("a manifest is plain data"));
@@ -558,10 +692,16 @@ impl LaneSink {
     /// When a step fails for good.
     pub async fn execute_late(&self, key: &HourKey, moves: &[LateMove]) -> Result<(), DfsError> {
         let dirs = HourDirs::new(&key.category, key.bucket);
-        // Retention may have removed the hour; what comes later still has its place.
-        self.make_hour(&dirs, &dirs.visible).await?;
-        let late = dirs.visible.join(LATE_DIR);
-        persist!("make the directory of late files", self.dfs.mkdir_all(&late).await)?;
+        let published = match self.published_dir(&dirs).await? {
+            Some(published) => published,
+            None => {
+                // Retention may have removed the hour; what comes later still has its place.
+                self.make_hour(&dirs, &dirs.visible).await?;
+                dirs.visible
+            }
+        };
+        let late = published.join(LATE_DIR);
+        persist!(self, "make the directory of late files", self.dfs.mkdir_all(&late).await)?;
         for one in moves {
             if let Some(file) = &one.file {
                 let seal = Seal {
@@ -602,7 +742,7 @@ impl LaneSink {
         let Some(len) = recover_until_closed(&*self.dfs, &path).await? else {
             return Ok(None);
         };
-        let scan = persist!("read a segment back", scan(&*self.dfs, &path, synced, len).await)?;
+        let scan = persist!(self, "read a segment back", scan(&*self.dfs, &path, synced, len).await)?;
         Ok(Some((scan, len)))
     }
 }
@@ -625,16 +765,17 @@ pub async fn read_whole(dfs: &dyn Dfs, path: &DfsPath) -> Result<Bytes, DfsError
 
 #[cfg(test)]
 mod tests {
+    use tributary_common::frame::Codec;
+
+    use super::super::ledger::Contents;
     use super::*;
     use crate::dfs::hostile::{HostileCluster, Hostility};
     use crate::root::recovery;
 
-    #[tokio::test(start_paused = true)]
-    async fn attempts_that_failed_leave_nothing_behind() {
-        let cluster = HostileCluster::new(1, Hostility::none());
+    async fn sink(cluster: &HostileCluster) -> LaneSink {
         let dfs: Arc<dyn Dfs> = Arc::new(cluster.process());
         let mine = recovery::seize(&dfs, LaneId(0)).await.expect("nobody has it");
-        let sink = LaneSink {
+        LaneSink {
             dfs,
             dir: mine.dir,
             lane: LaneId(0),
@@ -644,7 +785,121 @@ mod tests {
             epoch: mine.epoch,
             attempts: Arc::default(),
             success_file: "_SUCCESS".into(),
+            patience: None,
+        }
+    }
+
+    fn hour(size_s: u32) -> HourKey {
+        let size = BucketSize::try_from(size_s).expect("valid");
+        HourKey { category: "app".parse().expect("valid"), bucket: size.bucket_of_ms(0) }
+    }
+
+    /// A torn segment with this content.
+    async fn segment(sink: &LaneSink, name: &str, bytes: &'static [u8], codec: Codec) -> SegmentRecord {
+        let made = sink.make(name, &[Bytes::from_static(bytes)]).await.expect("made");
+        sink.settle(&made, &sink.dir.join(name)).await.expect("moved");
+        let checksum = tributary_common::checksum::Checksum::of(bytes);
+        let covered = Contents { bytes: bytes.len() as u64, checksum, records: 1, ..Contents::default() };
+        let key = hour(3600);
+        SegmentRecord {
+            name: name.into(),
+            category: key.category,
+            bucket: key.bucket,
+            codec,
+            covered,
+            closed: true,
+            torn: true,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_joins_of_a_plan_that_failed_do_not_stay() {
+        let cluster = HostileCluster::new(1, Hostility::none());
+        let sink = sink(&cluster).await;
+        let good = segment(&sink, "app.a.gz", b"gzip", Codec::Gzip).await;
+        let gone = SegmentRecord { name: "app.b.zst".into(), codec: Codec::Zstd, ..good.clone() };
+        let prepare = |segments: Vec<SegmentRecord>| {
+            let sink = &sink;
+            async move { sink.prepare_seal(&hour(3600), &segments, 100, HourVerdict::default()).await }
         };
+        for _ in 0..3 {
+            prepare(vec![good.clone(), gone.clone()]).await.expect_err("an input is not there");
+        }
+        let joins = || cluster.files().into_keys().filter(|path| path.name().starts_with(JOIN_PREFIX)).count();
+        assert_eq!(joins(), 0);
+        prepare(vec![good]).await.expect("ready").expect("not published");
+        assert_eq!(joins(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_left_hidden_beside_a_published_hour_goes_when_the_hour_has_all_of_it() {
+        let cluster = HostileCluster::new(1, Hostility::none());
+        let (sink, key) = (sink(&cluster).await, hour(3600));
+        let dirs = HourDirs::new(&key.category, key.bucket);
+        let record = segment(&sink, "app.a.gz", b"gzip", Codec::Gzip).await;
+        let seal = sink
+            .prepare_seal(&key, &[record], 100, HourVerdict::default())
+            .await
+            .expect("ready")
+            .expect("not published");
+        assert_eq!(sink.execute_seal(&key, &seal).await.expect("done"), Executed::Sealed);
+        assert!(sink.publish(&key).await.expect("published"));
+        let published = cluster.files();
+        // What an owner has made that looked for the hour just before it was published. It looks again.
+        let left = async |name: Option<&str>, bytes: &Bytes| {
+            sink.dfs.mkdir(&dirs.hidden).await.expect("made");
+            sink.dfs.mkdir(&dirs.hidden.join(LATE_DIR)).await.expect("made");
+            if let Some(name) = name {
+                let made = sink.make(name, std::slice::from_ref(bytes)).await.expect("made");
+                sink.settle(&made, &dirs.hidden.join(name)).await.expect("moved");
+            }
+            assert_eq!(sink.execute_seal(&key, &seal).await.expect("done"), Executed::Sealed);
+            sink.dfs.stat(&dirs.hidden).await.expect("answers").is_some()
+        };
+        let same = &published[&dirs.visible.join(seal_file(LaneId(0)))];
+        assert!(!left(None, &Bytes::new()).await);
+        assert!(!left(Some(&seal_file(LaneId(0))), same).await);
+        assert_eq!(cluster.files(), published);
+        assert!(left(Some("app.b.gz"), same).await, "nobody knows that it is anywhere else");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_seal_in_whose_place_a_bucket_of_another_size_was_published_is_late_beside_it() {
+        let cluster = HostileCluster::new(1, Hostility::none());
+        let sink = sink(&cluster).await;
+        for (first, second) in [(3600, 7200), (86_400, 1800)] {
+            let (first, second) = (hour(first), hour(second));
+            let record = segment(&sink, "app.a.gz", b"gzip", Codec::Gzip).await;
+            let prepared = async |key: &HourKey, records: &[SegmentRecord]| {
+                sink.prepare_seal(key, records, 100, HourVerdict::default()).await.expect("ready")
+            };
+            let overtaken = prepared(&second, &[record]).await.expect("not published");
+            let seal = prepared(&first, &[]).await.expect("not published");
+            sink.execute_seal(&first, &seal).await.expect("done");
+            assert!(sink.publish(&first).await.expect("published"));
+            let published = cluster.files();
+            assert_eq!(prepared(&second, &[]).await, None);
+            if HourDirs::new(&first.category, first.bucket).visible
+                == HourDirs::new(&second.category, second.bucket).visible
+            {
+                assert_eq!(sink.execute_seal(&second, &overtaken).await.expect("done"), Executed::Overtaken);
+            }
+            assert_eq!(cluster.files(), published, "nothing was moved or deleted");
+            sink.execute_late(&second, &overtaken.into_late()).await.expect("done");
+            let late = HourDirs::new(&first.category, first.bucket).visible.join(LATE_DIR);
+            let files = cluster.files();
+            assert_eq!(files[&late.join("app.a.gz")], Bytes::from_static(b"gzip"));
+            let mut moved = published.keys().filter(|path| !files.contains_key(path));
+            assert!(moved.all(|path| path.as_str().contains("lanes")), "the segment and its join, and nothing else");
+            sink.dfs.delete(&HourDirs::new(&first.category, first.bucket).visible).await.expect("deleted");
+            sink.dfs.delete(&HourDirs::new(&first.category, first.bucket).parent).await.expect("deleted");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn attempts_that_failed_leave_nothing_behind() {
+        let cluster = HostileCluster::new(1, Hostility::none());
+        let sink = sink(&cluster).await;
         cluster.set_hostility(Hostility { writer_failures: 500, ..Hostility::none() });
         let mut made = Vec::new();
         for _ in 0..20 {

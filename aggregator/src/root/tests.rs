@@ -16,6 +16,7 @@ use tributary_common::report::{BucketCount, Report, RunId};
 use super::*;
 use crate::dfs::local::LocalDfs;
 
+mod calm;
 mod order;
 mod overlap;
 mod standing;
@@ -77,7 +78,10 @@ impl Log {
 
     /// The batch of lines `from..to`, cut into slices as an agent does.
     pub(super) fn batch(&self, from: usize, to: usize) -> Received {
-        let size = BucketSize::try_from(60).expect("valid");
+        self.batch_by(BucketSize::try_from(60).expect("valid"), from, to)
+    }
+
+    fn batch_by(&self, size: BucketSize, from: usize, to: usize) -> Received {
         let agent = self.agent.clone();
         let (start, end) = (self.position(self.line_start(from)), self.position(self.line_start(to)));
         let mut slices: BTreeMap<_, (SliceDescriptor, Vec<u8>)> = BTreeMap::new();
@@ -192,9 +196,20 @@ pub(super) async fn say_that_all_is_stored(
     every: Duration,
     counts: Vec<BucketCount>,
 ) {
+    say_that_all_is_stored_of(category(), root, clock, agent, every, counts).await;
+}
+
+async fn say_that_all_is_stored_of(
+    category: CategoryName,
+    root: std::sync::Weak<Root>,
+    clock: WallClock,
+    agent: AgentId,
+    every: Duration,
+    counts: Vec<BucketCount>,
+) {
     let mut report = Report {
         lane: LaneId(0),
-        category: category(),
+        category,
         host: agent.to_string(),
         agent,
         run: RunId(clock.now_ms().cast_unsigned()),
@@ -521,6 +536,7 @@ async fn leftovers_of_many_restarts_are_joined_into_one_file() {
         epoch: taken.epoch,
         attempts: Arc::default(),
         success_file: "_SUCCESS".into(),
+        patience: None,
     };
     let key = ledger::HourKey { category: category(), bucket: records[0].bucket };
     let seal = sink
@@ -720,31 +736,6 @@ async fn a_root_whose_clock_is_wrong_seals_nothing_until_it_is_set_and_ships_on(
     skew_ms.store(0, std::sync::atomic::Ordering::Relaxed);
     root.published(1).await;
     assert_eq!(root.lines(), sorted(&[&log]));
-}
-
-#[tokio::test]
-async fn a_stream_that_was_silent_for_stream_ttl_is_forgotten_for_good_and_its_old_batches_are_refused() {
-    let dir = tempdir();
-    let now_ms = Arc::new(std::sync::atomic::AtomicI64::new(100_000));
-    let clock = {
-        let now_ms = Arc::clone(&now_ms);
-        WallClock::new(move || now_ms.load(std::sync::atomic::Ordering::Relaxed))
-    };
-    let stream_ttl = Duration::from_secs(1000);
-    let root = Harness::start(dir.path(), LaneSettings { clock, stream_ttl, ..settings(0) });
-    let log = Log::new(1, 100, 0, 1);
-    assert_eq!(root.offer(log.batch(0, 50)).await.verdict, Verdict::Ok, "received 100 s ago");
-    root.committed(&log, log.line_start(50)).await;
-    now_ms.fetch_add(1_000_000, std::sync::atomic::Ordering::Relaxed);
-    until(async || root.positions(&log, None).await.verdict == Verdict::Unknown).await;
-    let ledger = |root: &Harness| root.lane_files().into_iter().filter(|name| name.starts_with("ledger-")).max();
-    let before = ledger(&root);
-    until(async || ledger(&root) > before).await;
-    let root = root.restart().await;
-    assert_eq!(root.positions(&log, None).await.verdict, Verdict::Unknown, "the ledger forgot it, too");
-    assert_eq!(root.offer(log.batch(50, 100)).await.verdict, Verdict::Unknown);
-    let old = root.offer(log.batch(0, 50)).await.verdict;
-    assert!(matches!(&old, Verdict::Refused { reason } if reason.contains("stream_ttl")), "{old:?}");
 }
 
 #[tokio::test]

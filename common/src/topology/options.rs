@@ -180,7 +180,8 @@ pub struct NodeLimits {
 /// A table `[category.<name>]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Category {
-    /// `bucket`: the size of the time partitions, a divisor of a day. Default 1h, from 1m to 1d.
+    /// `bucket`: the size of the time partitions, a divisor of a day. Default 1h, from 1m to 1d. After a change the hour of the old
+    /// size in which it was noticed is the last one; a bucket of the new size that has the place of an old one goes to its `_late/`.
     pub bucket: BucketSize,
     /// `timezone`: that the buckets are aligned to. `UTC`, the only one that is possible yet.
     pub timezone: String,

@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use super::{Event, Lane, MAX_CLOCK_DIFFERENCE_MS, SNAPSHOT_EVERY};
+use super::{Event, Lane, MAX_CLOCK_DIFFERENCE_MS, SNAPSHOT_EVERY, millis};
 use crate::dfs::DfsError;
 use crate::root::ledger::{Entry, HourRecord};
 use crate::root::segment::Segment;
@@ -15,7 +15,7 @@ impl Lane {
 
     pub(super) fn has_news(&self) -> bool {
         // Another entry is what shows that the clocks agree again; an idle lane would write none.
-        let clocks_differ = self.clock_ahead_ms.is_some_and(|ahead| ahead.abs() > MAX_CLOCK_DIFFERENCE_MS);
+        let clocks_differ = self.clock_ahead_ms.is_some() && !self.knows_the_time();
         !self.changed_hours.is_empty()
             || !self.open.is_empty()
             || !self.forgotten_streams.is_empty()
@@ -72,9 +72,12 @@ impl Lane {
         self.entry_under_way = true;
         self.last_entry_at = Instant::now();
         let (sink, events, clock) = (self.sink.clone(), self.events.clone(), self.settings.clock.clone());
+        let begun = Instant::now();
         tokio::spawn(async move {
             let written = sink.write_entry(&entry).await;
-            let result = written.map(|at_ms| ahead_ms(at_ms, entry.written_ms, clock.now_ms()));
+            // By the clock as it is now: it may have been set meanwhile.
+            let now_ms = clock.now_ms();
+            let result = written.map(|at_ms| ahead_ms(at_ms, now_ms.saturating_sub(millis(begun.elapsed())), now_ms));
             if result.is_ok()
                 && entry.snapshot
                 && let Err(error) = sink.drop_entries(entry.number).await
@@ -97,11 +100,12 @@ impl Lane {
                 {
                     tracing::error!(
                         ahead_ms,
-                        "this machine's clock and the sink's differ by more than a minute: no hour is sealed until they agree"
+                        "this machine's clock and the sink's differ by more than a minute: nothing is sealed, given up or forgotten until they agree"
                     );
                 }
                 self.clock_ahead_ms = Some(ahead_ms);
                 self.last_seen_at = Some(Instant::now());
+                self.last_seen_ms = self.settings.clock.now_ms();
                 self.release(number);
             }
             Err(error) => {
@@ -110,6 +114,19 @@ impl Lane {
                 self.look_for_fence();
             }
         }
+    }
+
+    /// Whether the clocks of the sink and of this machine agree. Where they don't, nothing is sealed, given up or forgotten.
+    ///
+    /// They are compared when an entry is seen. What has passed since then by this machine's time of day must have passed by its
+    /// monotonic clock, too: one that is set to another day says nothing until it has been compared again.
+    pub(super) fn knows_the_time(&self) -> bool {
+        let agreed = self.clock_ahead_ms.is_some_and(|ahead| ahead.abs() <= MAX_CLOCK_DIFFERENCE_MS);
+        agreed
+            && self.last_seen_at.is_some_and(|at| {
+                let passed_ms = self.settings.clock.now_ms().saturating_sub(self.last_seen_ms);
+                passed_ms.saturating_sub(millis(at.elapsed())).abs() <= MAX_CLOCK_DIFFERENCE_MS
+            })
     }
 
     pub(super) fn look_for_fence(&self) {

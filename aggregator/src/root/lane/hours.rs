@@ -1,15 +1,21 @@
 //! Hours: sealed when they are due, published, and given what came late.
 
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::time::Duration;
+
 use tokio::time::Instant;
 use tributary_common::ids::{CategoryName, LaneId};
 
-use super::{Event, Job, Lane, MAX_JOBS, Unpublished, millis};
+use super::{Event, Lane, Unpublished, millis};
 use crate::dfs::DfsError;
+use crate::root::jobs::{Job, MAX_JOBS};
 use crate::root::ledger::{HourKey, HourState, SegmentRecord};
 use crate::root::segment::SegmentId;
+use crate::root::sink::Executed;
 
 /// Hours of a category that are looked at at a time, the oldest first.
-const MAX_DUE_HOURS: usize = 1024;
+pub(super) const MAX_DUE_HOURS: usize = 1024;
 
 impl Lane {
     /// Starts what can be started for hours that are over, or that have late data.
@@ -17,52 +23,70 @@ impl Lane {
         if !self.knows_the_time() {
             return;
         }
+        self.note_categories();
+        self.change_sizes();
         self.execute_announced();
         let now = self.settings.clock.now_ms();
         let candidates = self.candidates(now);
         self.find_hours(&candidates, now);
-        for key in candidates {
-            if self.jobs.len() >= MAX_JOBS {
-                break;
-            }
-            if self.jobs.contains_key(&key) {
-                continue;
-            }
-            match self.hours.get(&key) {
-                None if self.is_due(&key, now) => self.start_seal(key),
-                Some(HourState::Published) => self.start_late(key),
-                _ => {}
-            }
-        }
+        self.begin_jobs(candidates, now);
         self.publish();
     }
 
-    /// The hours from each category's first one on that are over and not sealed.
-    pub(super) fn due_by_time(&mut self, now: i64) -> Vec<HourKey> {
-        let mut due = Vec::new();
-        let categories: Vec<CategoryName> = self.sealed_up_to.keys().cloned().collect();
-        for category in categories {
-            let Some(size) = self.settings.categories.get(&category).map(|settings| settings.bucket) else { continue };
-            let Some(mut bucket) = self.sealed_up_to.get(&category).copied() else { continue };
-            if bucket.size() != size {
-                // The topology has another bucket size now; it holds from the present hour on.
-                bucket = size.bucket_of_ms(now);
+    /// Begins what there is a place for, the categories in turn.
+    fn begin_jobs(&mut self, candidates: BTreeSet<HourKey>, now_ms: i64) {
+        let now = Instant::now();
+        let mut waiting: BTreeMap<CategoryName, VecDeque<HourKey>> = BTreeMap::new();
+        for key in self.announced.iter().cloned().chain(candidates) {
+            if self.jobs.may_begin(&key, now) {
+                waiting.entry(key.category.clone()).or_default().push_back(key);
             }
-            let mut all_sealed = true;
+        }
+        while !self.jobs.is_full()
+            && let Some(category) = self.jobs.next(waiting.keys())
+        {
+            match waiting.get_mut(&category).and_then(VecDeque::pop_front) {
+                Some(key) => self.begin(key, now_ms),
+                None => drop(waiting.remove(&category)),
+            }
+        }
+    }
+
+    fn begin(&mut self, key: HourKey, now_ms: i64) {
+        match self.hours.get(&key) {
+            None if self.is_due(&key, now_ms) && !self.gives_way(&key) => self.start_seal(key),
+            Some(HourState::Published) => self.start_late(key),
+            Some(HourState::Announced(_) | HourState::Late(_)) => self.execute(key),
+            None | Some(HourState::Sealed) => {}
+        }
+    }
+
+    /// The hours from each category's first one on that are over and not sealed. Of those that are so old that they are forgotten
+    /// when they are published, the ones that are not remembered were: retention may have removed them since.
+    pub(super) fn due_by_time(&mut self, now: i64) -> Vec<HourKey> {
+        let ttl = millis(self.settings.stream_ttl);
+        let mut due = Vec::new();
+        for (category, up_to) in &mut self.sealed_up_to {
+            if !self.settings.categories.contains_key(category) {
+                continue;
+            }
+            let (mut bucket, mut all_sealed) = (*up_to, true);
             for _ in 0..MAX_DUE_HOURS {
                 let key = HourKey { category: category.clone(), bucket };
                 if now < bucket.end_ms() {
                     break;
                 }
-                let sealed =
-                    matches!(self.hours.get(&key), Some(HourState::Sealed | HourState::Published | HourState::Late(_)));
+                let sealed = match self.hours.get(&key) {
+                    Some(state) => !matches!(state, HourState::Announced(_)),
+                    None => now.saturating_sub(bucket.end_ms()) > ttl && self.patience.waited(&key).is_zero(),
+                };
                 all_sealed &= sealed;
                 if !sealed {
                     due.push(key);
                 }
-                bucket = size.bucket_of_ms(bucket.end_ms());
+                bucket = bucket.next();
                 if all_sealed {
-                    self.sealed_up_to.insert(category.clone(), bucket);
+                    *up_to = bucket;
                 }
             }
         }
@@ -99,8 +123,8 @@ impl Lane {
         let verdict = self.verdict(&key);
         // What is stored later is late, and not in the seal.
         let told = self.roster.counts(&key.category, key.bucket);
-        self.jobs.insert(key.clone(), Job::Preparing);
-        let (sink, events, roll_size) = (self.sink.clone(), self.events.clone(), self.roll_size(&key));
+        self.jobs.set(key.clone(), Job::Preparing);
+        let (sink, events, roll_size) = (self.sink.for_an_hour(), self.events.clone(), self.roll_size(&key));
         tokio::spawn(async move {
             let result = sink.prepare_seal(&key, &records, roll_size, verdict).await;
             let _ = events.send(Event::SealReady { key, told, result });
@@ -113,8 +137,8 @@ impl Lane {
             return;
         }
         let Some(records) = self.ready_segments(&key).filter(|records| !records.is_empty()) else { return };
-        self.jobs.insert(key.clone(), Job::Preparing);
-        let (sink, events, roll_size) = (self.sink.clone(), self.events.clone(), self.roll_size(&key));
+        self.jobs.set(key.clone(), Job::Preparing);
+        let (sink, events, roll_size) = (self.sink.for_an_hour(), self.events.clone(), self.roll_size(&key));
         tokio::spawn(async move {
             let result = sink.prepare_late(&records, roll_size).await;
             let _ = events.send(Event::LateReady { key, result });
@@ -125,10 +149,15 @@ impl Lane {
         self.set_hour(key.clone(), state);
         // The entry under way does not have it; the next one does.
         let entry = self.next_entry_from_now();
-        self.jobs.insert(key, Job::Announcing { entry });
+        self.jobs.set(key, Job::Announcing { entry });
     }
 
     pub(super) fn set_hour(&mut self, key: HourKey, state: HourState) {
+        if matches!(state, HourState::Announced(_) | HourState::Late(_)) {
+            self.announced.insert(key.clone());
+        } else {
+            self.announced.remove(&key);
+        }
         self.hours.insert(key.clone(), state);
         self.changed_hours.insert(key);
         self.entry_wanted = true;
@@ -136,42 +165,48 @@ impl Lane {
 
     pub(super) fn execute_announced(&mut self) {
         let Some(seen) = self.seen_entry else { return };
-        let ready: Vec<HourKey> = self
-            .jobs
-            .iter()
-            .filter(|(_, job)| matches!(job, Job::Announcing { entry } if *entry <= seen))
-            .map(|(key, _)| key.clone())
-            .collect();
-        for key in ready {
-            self.jobs.insert(key.clone(), Job::Executing);
-            let (sink, events) = (self.sink.clone(), self.events.clone());
-            match self.hours.get(&key).cloned() {
-                Some(HourState::Announced(seal)) => {
-                    tokio::spawn(async move {
-                        let result = sink.execute_seal(&key, &seal).await;
-                        let _ = events.send(Event::SealDone { key, result });
-                    });
-                }
-                Some(HourState::Late(moves)) => {
-                    tokio::spawn(async move {
-                        let result = sink.execute_late(&key, &moves).await;
-                        let _ = events.send(Event::LateDone { key, result });
-                    });
-                }
-                Some(HourState::Sealed | HourState::Published) | None => {
-                    self.jobs.remove(&key);
-                }
+        for key in self.jobs.announced(seen) {
+            self.execute(key);
+        }
+    }
+
+    /// Carries out what the ledger announces.
+    fn execute(&mut self, key: HourKey) {
+        self.jobs.set(key.clone(), Job::Executing);
+        let (sink, events) = (self.sink.for_an_hour(), self.events.clone());
+        match self.hours.get(&key).cloned() {
+            Some(HourState::Announced(seal)) => {
+                tokio::spawn(async move {
+                    let result = sink.execute_seal(&key, &seal).await;
+                    let _ = events.send(Event::SealDone { key, result });
+                });
             }
+            Some(HourState::Late(moves)) => {
+                tokio::spawn(async move {
+                    let result = sink.execute_late(&key, &moves).await;
+                    let _ = events.send(Event::LateDone { key, result });
+                });
+            }
+            Some(HourState::Sealed | HourState::Published) | None => self.jobs.end(&key),
         }
     }
 
     pub(super) fn publish(&mut self) {
         let now = Instant::now();
-        let due = self.unpublished.iter().filter(|(key, hour)| hour.look_at <= now && !self.jobs.contains_key(*key));
-        let keys: Vec<HourKey> = due.map(|(key, _)| key.clone()).take(MAX_JOBS).collect();
-        for key in keys {
-            self.jobs.insert(key.clone(), Job::Executing);
-            let (sink, events) = (self.sink.clone(), self.events.clone());
+        let under_way = self.unpublished.values().filter(|hour| hour.under_way).count();
+        let mut due: Vec<(Instant, &HourKey)> = (self.unpublished.iter())
+            .filter(|(_, hour)| hour.look_at <= now && !hour.under_way)
+            .map(|(key, hour)| (hour.look_at, key))
+            .collect();
+        // Whoever has waited longest: the hours of one category must not keep those of another waiting.
+        due.sort_unstable();
+        let due: Vec<HourKey> =
+            due.into_iter().take(MAX_JOBS.saturating_sub(under_way)).map(|(_, key)| key.clone()).collect();
+        for key in due {
+            if let Some(hour) = self.unpublished.get_mut(&key) {
+                hour.under_way = true;
+            }
+            let (sink, events) = (self.sink.for_an_hour(), self.events.clone());
             tokio::spawn(async move {
                 // One lane publishes for all; the others wait for what they see.
                 let result =
@@ -181,8 +216,21 @@ impl Lane {
         }
     }
 
-    pub(super) fn job_failed(&mut self, key: &HourKey, what: &str, error: &DfsError) {
-        tracing::error!(hour = %key, step = what, %error, "a step for an hour failed; it is tried again");
+    /// A step for an hour failed: it is tried again after a pause.
+    fn job_failed(&mut self, key: &HourKey, what: &str, error: &DfsError) {
+        let mut random = DefaultHasher::new();
+        (self.sink.lane, key, self.elapsed_ms()).hash(&mut random);
+        let pause = self.jobs.fail(key, Instant::now(), random.finish());
+        self.say_failed(key, what, error, pause);
+    }
+
+    fn say_failed(&self, key: &HourKey, what: &str, error: &DfsError, pause: Duration) {
+        let pause_ms = millis(pause);
+        if error.is_transient() {
+            tracing::warn!(hour = %key, step = what, %error, pause_ms, "a step for an hour can't be taken now; it is tried again");
+        } else {
+            tracing::error!(hour = %key, step = what, %error, pause_ms, "a step for an hour failed; it is tried again");
+        }
         self.look_for_fence();
     }
 
@@ -197,16 +245,19 @@ impl Lane {
                 }
                 Ok(None) => {
                     // The hour is there already, made before this lane remembers: all that is here is late.
-                    self.jobs.remove(&key);
+                    self.jobs.end(&key);
                     self.set_hour(key, HourState::Published);
                 }
-                Err(error) => {
-                    self.job_failed(&key, "prepare the seal", &error);
-                    self.jobs.remove(&key);
-                }
+                Err(error) => self.job_failed(&key, "prepare the seal", &error),
             },
             Event::SealDone { key, result } => match result {
-                Ok(()) => {
+                Ok(Executed::Overtaken) => {
+                    if let Some(HourState::Announced(seal)) = self.hours.get(&key).cloned() {
+                        tracing::warn!(hour = %key, "a bucket of another size was published in its place; what is here is put beside that");
+                        self.announce(key, HourState::Late(seal.into_late()));
+                    }
+                }
+                Ok(Executed::Sealed) => {
                     if let Some(HourState::Announced(seal)) = self.hours.get(&key) {
                         let records: u64 = seal.files.iter().map(|file| file.records).sum();
                         tracing::info!(hour = %key, files = seal.files.len(), records, "sealed");
@@ -215,21 +266,15 @@ impl Lane {
                             self.closed.remove(&name);
                         }
                     }
-                    self.jobs.remove(&key);
+                    self.jobs.end(&key);
                     self.unpublished.insert(key.clone(), Unpublished::new(Instant::now()));
                     self.set_hour(key, HourState::Sealed);
                 }
-                Err(error) => {
-                    self.job_failed(&key, "seal", &error);
-                    self.jobs.insert(key, Job::Announcing { entry: 0 });
-                }
+                Err(error) => self.job_failed(&key, "seal", &error),
             },
             Event::LateReady { key, result } => match result {
                 Ok(moves) => self.announce(key, HourState::Late(moves)),
-                Err(error) => {
-                    self.job_failed(&key, "prepare late files", &error);
-                    self.jobs.remove(&key);
-                }
+                Err(error) => self.job_failed(&key, "prepare late files", &error),
             },
             Event::LateDone { key, result } => match result {
                 Ok(()) => {
@@ -248,20 +293,18 @@ impl Lane {
                             tracing::warn!(hour = %key, files, "late data was put beside the published hour");
                         }
                     }
-                    self.jobs.remove(&key);
+                    self.jobs.end(&key);
                     self.set_hour(key, HourState::Published);
                 }
-                Err(error) => {
-                    self.job_failed(&key, "move late files", &error);
-                    self.jobs.insert(key, Job::Announcing { entry: 0 });
-                }
+                Err(error) => self.job_failed(&key, "move late files", &error),
             },
             Event::Published { key, result } => {
-                self.jobs.remove(&key);
                 // Other lanes have not sealed it yet, or the sink is not available.
-                if let Some(hour) = self.unpublished.get_mut(&key) {
-                    hour.wait(Instant::now(), self.settings.commit_interval);
-                }
+                let now = Instant::now();
+                let pause = self.unpublished.get_mut(&key).map(|hour| {
+                    hour.wait(now, self.settings.commit_interval);
+                    hour.look_at - now
+                });
                 match result {
                     Ok(true) => {
                         tracing::info!(hour = %key, "published");
@@ -270,24 +313,30 @@ impl Lane {
                         self.set_hour(key, HourState::Published);
                     }
                     Ok(false) => {}
-                    Err(error) => self.job_failed(&key, "publish", &error),
+                    Err(error) => self.say_failed(&key, "publish", &error, pause.unwrap_or_default()),
                 }
             }
             Event::Wanted(result) => {
-                self.look_for_wanted_at = Some(Instant::now() + self.settings.ledger_interval);
-                match result {
-                    Ok(wanted) => self.wanted = wanted,
-                    Err(error) => tracing::warn!(%error, "can't look which hours the other lanes have sealed"),
+                // Else hours were asked for since this look began, and it is looked again.
+                if self.look_for_wanted_at.is_none() {
+                    // Of a single lane only a change of the bucket size asks for hours.
+                    let is_all = self.settings.lanes.get() == 1 && result.as_ref().is_ok_and(Vec::is_empty);
+                    self.look_for_wanted_at = (!is_all).then(|| Instant::now() + self.settings.ledger_interval);
+                    match result {
+                        Ok(wanted) => self.wanted = wanted,
+                        Err(error) => tracing::warn!(%error, "can't look which hours are to be sealed"),
+                    }
                 }
                 self.forget_wanted();
             }
+            Event::SizeChanged { category, first, old } => self.on_size_changed(category, first, old),
             Event::Fenced => {}
         }
     }
 
-    /// Looks which hours the other lanes have sealed.
+    /// Looks which hours the other lanes have sealed, and which of another bucket size are to be sealed.
     pub(super) fn look_for_wanted(&mut self) {
-        if self.settings.lanes.get() == 1 || self.look_for_wanted_at.is_none_or(|at| at > Instant::now()) {
+        if self.look_for_wanted_at.is_none_or(|at| at > Instant::now()) {
             return;
         }
         self.look_for_wanted_at = None;
@@ -320,9 +369,10 @@ impl Lane {
     }
 
     pub(super) fn forget_old(&mut self) {
-        if self.knows_the_time() {
-            self.forget_agents();
+        if !self.knows_the_time() {
+            return;
         }
+        self.forget_agents();
         let now = self.settings.clock.now_ms();
         self.forgotten_streams.extend(self.ingest.expire(now));
         let ttl = millis(self.settings.stream_ttl);
@@ -332,6 +382,7 @@ impl Lane {
             .filter(|(key, state)| {
                 matches!(state, HourState::Published)
                     && now.saturating_sub(key.bucket.end_ms()) > ttl
+                    && !self.jobs.contains_key(key)
                     && self.sealed_up_to.get(&key.category).is_none_or(|bucket| bucket.start_s() > key.bucket.start_s())
             })
             .map(|(key, _)| key.clone())
@@ -349,8 +400,6 @@ pub(super) fn key_of(record: &SegmentRecord) -> HourKey {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::root::lane::MAX_LOOK_INTERVAL;
 

@@ -9,6 +9,7 @@ mod entries;
 mod hours;
 mod reports;
 mod segments;
+mod sizes;
 mod waiting;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -26,6 +27,7 @@ use tributary_common::report::{BucketCount, Report, ReportAnswer};
 use self::reports::HeldReply;
 use self::segments::ranges_of;
 use super::ingest::Ingest;
+use super::jobs::Jobs;
 use super::ledger::{Contents, HourKey, HourState, LateMove, Seal, SegmentRecord};
 use super::metrics::LaneMetrics;
 use super::patience::Patience;
@@ -33,7 +35,7 @@ use super::placement::{MIN_BLOCK_BYTES, Placement};
 use super::recovery::Taken;
 use super::roster::{MemberView, Roster};
 use super::segment::{HeldRanges, Segment, SegmentId, WriterReport};
-use super::sink::{LaneSink, Scan};
+use super::sink::{Executed, LaneSink, Scan};
 use crate::dfs::{CreateOptions, Dfs, DfsError, Guard};
 use crate::surroundings::WallClock;
 use crate::tier::{Overloaded, Received};
@@ -128,7 +130,7 @@ enum Event {
     },
     SealDone {
         key: HourKey,
-        result: Result<(), DfsError>,
+        result: Result<Executed, DfsError>,
     },
     LateReady {
         key: HourKey,
@@ -143,6 +145,12 @@ enum Event {
         result: Result<bool, DfsError>,
     },
     Wanted(Result<Vec<HourKey>, DfsError>),
+    /// `first` is the first bucket of the new size; what is left of the old one has been asked for.
+    SizeChanged {
+        category: CategoryName,
+        first: Bucket,
+        old: BTreeSet<HourKey>,
+    },
     Fenced,
 }
 
@@ -167,32 +175,24 @@ struct GivenUp {
     lost_unless_found: Vec<HeldRanges>,
 }
 
-/// How far an hour is, beyond what the ledger says.
-enum Job {
-    /// Joins are being made.
-    Preparing,
-    /// The state is to be in the ledger before it is carried out.
-    Announcing { entry: u64 },
-    /// It is being carried out.
-    Executing,
-}
-
 /// An hour that this lane has sealed, and that others may not have.
 struct Unpublished {
     since: Instant,
     /// When it is looked at next.
     look_at: Instant,
+    under_way: bool,
 }
 
 impl Unpublished {
     fn new(now: Instant) -> Self {
-        Self { since: now, look_at: now }
+        Self { since: now, look_at: now, under_way: false }
     }
 
     /// Puts the next look off after one at `now` that was in vain: the longer it has waited, the longer, so that the hours that
     /// wait for a lost agent don't cost the sink more and more calls.
     fn wait(&mut self, now: Instant, interval: Duration) {
         let waited = now.saturating_duration_since(self.since);
+        self.under_way = false;
         self.look_at = now + (waited / 8).clamp(interval, MAX_LOOK_INTERVAL.max(interval));
     }
 }
@@ -212,8 +212,10 @@ pub struct Lane {
     changed_hours: BTreeSet<HourKey>,
     /// Those of `hours` that are sealed and not published.
     unpublished: BTreeMap<HourKey, Unpublished>,
-    jobs: BTreeMap<HourKey, Job>,
-    /// Hours that other lanes have sealed, and that this one has to seal, too.
+    /// Those of `hours` whose state is to be carried out.
+    announced: BTreeSet<HourKey>,
+    jobs: Jobs,
+    /// Hours that this lane has to seal, too: others have sealed them, or they are left of another bucket size.
     wanted: Vec<HourKey>,
     /// When this lane came to know that there is data of an hour before the category's first one, in milliseconds since 1970; for
     /// those that are not sealed.
@@ -223,6 +225,8 @@ pub struct Lane {
     /// From this hour on every hour of the category is sealed, also an empty one.
     first_buckets: BTreeMap<CategoryName, Bucket>,
     changed_first_buckets: BTreeSet<CategoryName>,
+    /// Those to which the topology gives another bucket size, while what is left of the old one is asked for.
+    changing: BTreeSet<CategoryName>,
     /// The first hour of the category that may not be sealed yet.
     sealed_up_to: BTreeMap<CategoryName, Bucket>,
     forgotten_streams: Vec<tributary_common::ids::StreamId>,
@@ -238,6 +242,8 @@ pub struct Lane {
     seen_entry: Option<u64>,
     /// When an entry was seen last.
     last_seen_at: Option<Instant>,
+    /// What this machine's time of day was then, in milliseconds since 1970.
+    last_seen_ms: i64,
     entry_under_way: bool,
     entries_since_snapshot: u64,
     entry_wanted: bool,
@@ -254,11 +260,8 @@ pub struct Lane {
 /// Ledger entries between two snapshots.
 const SNAPSHOT_EVERY: u64 = 64;
 
-/// How far the sink's clock and this machine's may differ before hours are no longer sealed.
+/// How far the sink's clock and this machine's may differ before nothing is sealed, given up or forgotten any more.
 const MAX_CLOCK_DIFFERENCE_MS: i64 = 60_000;
-
-/// Jobs for hours at a time: enough to hide the sink's latency, few enough not to crowd out the writers.
-const MAX_JOBS: usize = 4;
 
 /// The longest time between two looks at an hour that this lane has sealed and others have not.
 const MAX_LOOK_INTERVAL: Duration = Duration::from_secs(60);
@@ -266,7 +269,7 @@ const MAX_LOOK_INTERVAL: Duration = Duration::from_secs(60);
 /// When a sender that was refused for lack of room comes again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// The pause after a job for an hour failed.
+/// How often it is looked at what can be done.
 const WORK_INTERVAL: Duration = Duration::from_millis(200);
 
 fn millis(duration: Duration) -> i64 {
@@ -300,6 +303,7 @@ impl Lane {
             epoch: taken.epoch,
             attempts: Arc::default(),
             success_file: settings.success_file.clone(),
+            patience: None,
         };
         let closed = taken
             .segments
@@ -316,11 +320,11 @@ impl Lane {
                 (record.name.clone(), Closed { record, unsettled, in_entry: None })
             })
             .collect();
-        let jobs = taken
+        let announced = taken
             .hours
             .iter()
             .filter(|(_, state)| matches!(state, HourState::Announced(_) | HourState::Late(_)))
-            .map(|(key, _)| (key.clone(), Job::Announcing { entry: 0 }))
+            .map(|(key, _)| key.clone())
             .collect();
         let sealed = taken.hours.iter().filter(|(_, state)| matches!(state, HourState::Sealed));
         let unpublished = sealed.map(|(key, _)| (key.clone(), Unpublished::new(now))).collect();
@@ -338,13 +342,15 @@ impl Lane {
             hours: taken.hours,
             changed_hours: BTreeSet::new(),
             unpublished,
-            jobs,
+            announced,
+            jobs: Jobs::default(),
             wanted: Vec::new(),
             found_ms: BTreeMap::new(),
             look_for_wanted_at: Some(now),
             sealed_up_to: taken.first_buckets.clone(),
             first_buckets: taken.first_buckets,
             changed_first_buckets: BTreeSet::new(),
+            changing: BTreeSet::new(),
             forgotten_streams: Vec::new(),
             forgotten_hours: Vec::new(),
             roster: taken.roster,
@@ -356,6 +362,7 @@ impl Lane {
             next_entry,
             seen_entry: taken.last_entry,
             last_seen_at: None,
+            last_seen_ms: 0,
             entry_under_way: false,
             entries_since_snapshot: SNAPSHOT_EVERY,
             entry_wanted: true,

@@ -96,9 +96,6 @@ impl Lane {
         let now = self.settings.clock.now_ms();
         let mut answers = Vec::with_capacity(reports.len());
         for report in reports {
-            if let Some(size) = self.settings.categories.get(&report.category).map(|settings| settings.bucket) {
-                self.note_category(&report.category, size);
-            }
             for one in &report.required {
                 self.ingest.mentioned(one.stream, now);
             }

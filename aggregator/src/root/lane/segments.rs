@@ -6,9 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
-use tributary_common::bucket::BucketSize;
 use tributary_common::frame::{Codec, EncodeError, FrameHeader, SliceDescriptor};
-use tributary_common::ids::CategoryName;
 
 use super::{Closed, Event, GivenUp, Lane, Unsettled};
 use crate::dfs::{CreateOptions, DfsError};
@@ -23,7 +21,6 @@ const MOST_KEPT_BACK: u64 = 1 << 20;
 
 impl Lane {
     pub(super) fn write(&mut self, key: HourKey, codec: Codec, slice: SliceDescriptor, frame: Bytes) {
-        self.note_category(&key.category, key.bucket.size());
         self.ingest.wrote(slice.stream, slice.runs.iter().map(tributary_common::frame::Run::range));
         self.metrics.wrote(frame.len() as u64, slice.records);
         let now = self.elapsed_ms();
@@ -43,17 +40,6 @@ impl Lane {
             }
         } else {
             segment.write(vec![slice], frame);
-        }
-    }
-
-    /// From the first data of a category on, its hours are sealed one by one, also empty ones. Data of earlier hours (a backlog)
-    /// has its hours sealed on demand.
-    pub(super) fn note_category(&mut self, category: &CategoryName, size: BucketSize) {
-        if !self.first_buckets.contains_key(category) {
-            let first = size.bucket_of_ms(self.settings.clock.now_ms());
-            self.first_buckets.insert(category.clone(), first);
-            self.sealed_up_to.insert(category.clone(), first);
-            self.changed_first_buckets.insert(category.clone());
         }
     }
 

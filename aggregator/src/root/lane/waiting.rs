@@ -8,8 +8,8 @@ use tributary_common::bucket::Bucket;
 use tributary_common::ids::{AgentId, CategoryName};
 use tributary_common::report::{BucketCount, StreamOffset};
 
+use super::Lane;
 use super::hours::key_of;
-use super::{Lane, MAX_CLOCK_DIFFERENCE_MS};
 use crate::root::ledger::{HourKey, HourState, Lost, Missing, Seal};
 use crate::root::open_hours::{NAMED_AGENTS, OpenHour, OpenHours, WaitedFor, named};
 use crate::root::patience::Passed;
@@ -22,11 +22,6 @@ const SERVING_ENTRIES: u32 = 3;
 const AGENTS_IN_MESSAGE: usize = 5;
 
 impl Lane {
-    /// Whether the clocks of the sink and of this machine agree. Where they don't, nothing is sealed, given up or forgotten.
-    pub(super) fn knows_the_time(&self) -> bool {
-        self.clock_ahead_ms.is_some_and(|ahead| ahead.abs() <= MAX_CLOCK_DIFFERENCE_MS)
-    }
-
     /// Hours that may have to be sealed, or have late data.
     pub(super) fn candidates(&mut self, now_ms: i64) -> BTreeSet<HourKey> {
         let mut candidates: BTreeSet<HourKey> = self
