@@ -150,6 +150,17 @@ impl Echo {
     }
 }
 
+/// Of whom ranges have become durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Durable<'i> {
+    /// The agent.
+    pub agent: &'i AgentId,
+    /// The category.
+    pub category: &'i CategoryName,
+    /// Whether `committed` of the stream has moved.
+    pub moved: bool,
+}
+
 /// The positions of a stream, as told to those below.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Positions {
@@ -553,13 +564,8 @@ impl Ingest {
         }
     }
 
-    /// Notes ranges that are durable: covered by a sync, or found by a recovery and settled. Returns whose stream it is if
-    /// `committed` has moved.
-    pub fn durable(
-        &mut self,
-        stream: StreamId,
-        ranges: impl IntoIterator<Item = Range<u64>>,
-    ) -> Option<(AgentId, CategoryName)> {
+    /// Notes ranges that are durable: covered by a sync, or found by a recovery and settled. Returns whose stream it is.
+    pub fn durable(&mut self, stream: StreamId, ranges: impl IntoIterator<Item = Range<u64>>) -> Option<Durable<'_>> {
         let stream = self.streams.get_mut(&stream)?;
         let before = stream.committed().offset;
         for range in ranges {
@@ -568,7 +574,8 @@ impl Ingest {
         }
         stream.prune_ends();
         stream.changed = true;
-        (stream.committed().offset > before).then(|| (stream.agent.clone(), stream.category.clone()))
+        let moved = stream.committed().offset > before;
+        Some(Durable { agent: &stream.agent, category: &stream.category, moved })
     }
 
     /// How far a stream is committed; 0 for one that is unknown.

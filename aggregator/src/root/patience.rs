@@ -1,8 +1,8 @@
 //! How long an hour has been waited for. Pure: the time that passes is told.
 //!
 //! The clock of an hour runs only while its lane serves and commits its category, and begins anew whenever something of what
-//! the hour waits for is committed: while the sink is down, or while what agents had stored is still coming in, no hour is
-//! given up.
+//! the hour waits for is committed ([`super::roster`] says what that is): while the sink is down, or while what agents had stored is
+//! still coming in, no hour is given up.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

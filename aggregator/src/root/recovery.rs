@@ -29,6 +29,7 @@ use std::time::Duration;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use tributary_common::bucket::Bucket;
 use tributary_common::ids::{CategoryName, Epoch, LaneCount, LaneId};
+use tributary_common::report::StreamOffset;
 
 use super::hours::{JOIN_PREFIX, TEMP_PREFIX};
 use super::ingest::Ingest;
@@ -343,9 +344,11 @@ pub async fn read(
     let segments = read_segments(&**dfs, lane, &dir, &replayed, &mut ingest, now_ms).await?;
     let members: Vec<_> = replayed.members.values().cloned().collect();
     let mut roster = Roster::load(epoch, &members, replayed.losses, replayed.last, now_ms);
+    // Of an agent that the ledger does not know nothing was answered yet; what is sent again will be known to the last byte.
     for frame in segments.iter().flat_map(|found| &found.scan.frames) {
         for slice in &frame.slices {
-            roster.noticed(&slice.agent, &frame.category, &slice.host, now_ms);
+            let from = StreamOffset { stream: slice.stream, offset: slice.start.offset };
+            roster.noticed(&slice.agent, &frame.category, &slice.host, from, now_ms);
         }
     }
     Ok(Taken {

@@ -8,9 +8,19 @@
 //! ever heard of for a category, until it leaves by a last report, is retired by an operator, or is silent for
 //! `forget_after`.
 //!
+//! One that has left or was retired is remembered for a while. What was on its way of it then (a report that a tier had kept, said
+//! again or said late) does not bring it back; that takes a later report of the same run, a later run that knows its session, or
+//! new bytes. The same cancels a leave while what the agent had named is awaited.
+//!
 //! A member's reports are **claims**: a watermark, and the offsets that belong to it. The oldest one that is not fulfilled stays
 //! as it is until it is; only the newest behind it is replaced by later ones. So an agent that never rests does not put its
 //! hours off for ever by naming ever higher offsets, and two claims are all that is kept.
+//!
+//! # When something moves that an hour waits for
+//!
+//! When bytes of the hour or of one before it become durable, or `committed` of a stream that the oldest claim of a member names,
+//! and that member's reports are believed. What a member commits beside that says nothing: the logs of a server can go on for ever
+//! while its watermark stands still.
 //!
 //! # What survives a takeover
 //!
@@ -42,8 +52,12 @@ const MAX_COUNTS: usize = 128;
 /// Losses that are remembered for the seals that come.
 const MAX_LOSSES: usize = 10_000;
 
-/// Losses are remembered for so long after the time that they belong to.
+/// Losses are remembered for so long after the time that they belong to, and longer while an hour of that time is open: an hour of a
+/// backlog may begin later.
 const LOSSES_FOR_MS: i64 = 7 * 86_400_000;
+
+/// Members that are gone are remembered for so long: longer than tiers keep a report.
+const GONE_FOR_MS: i64 = 3_600_000;
 
 /// A promise of a member.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,6 +92,17 @@ enum Written {
     In(u64),
 }
 
+/// How a member stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// Reports of it are expected.
+    Expected,
+    /// It has said that nothing more will come, and goes when its claims are fulfilled.
+    Leaving,
+    /// It has left, or was retired: nothing waits for it.
+    Gone,
+}
+
 #[derive(Debug, Clone)]
 struct Member {
     host: String,
@@ -96,10 +121,12 @@ struct Member {
     done_ms: Option<i64>,
     first: Option<Claim>,
     last: Option<Claim>,
-    leaving: bool,
+    standing: Standing,
     counts: BTreeMap<(i64, u32), BucketCount>,
-    /// Whether `committed` of one of its streams has moved since the last look.
-    moved: bool,
+    /// Whether, since the last look, `committed` of a stream has moved that its oldest claim names.
+    claim_moved: bool,
+    /// The end of the earliest open bucket of which bytes of it have become durable since the last look.
+    came_of_ms: Option<i64>,
     changed: bool,
 }
 
@@ -119,9 +146,10 @@ impl Member {
             done_ms: None,
             first: None,
             last: None,
-            leaving: false,
+            standing: Standing::Expected,
             counts: BTreeMap::new(),
-            moved: false,
+            claim_moved: false,
+            came_of_ms: None,
             changed: true,
         }
     }
@@ -157,8 +185,41 @@ impl Member {
         }
     }
 
+    fn is_gone(&self) -> bool {
+        self.standing == Standing::Gone
+    }
+
+    /// Nothing is expected of it any more.
+    fn goes(&mut self) {
+        self.standing = Standing::Gone;
+        self.first = None;
+        self.last = None;
+        self.counts.clear();
+        self.changed = true;
+    }
+
+    /// It is expected again, and how far it has got is not known; which runs it had is.
+    fn returns(&mut self, host: &str, now_ms: i64) {
+        let candidates = std::mem::take(&mut self.candidates);
+        *self = Self { current: self.current, candidates, ..Self::new(host, now_ms) };
+    }
+
+    /// It has said something new: it is expected, whatever it had said before.
+    fn speaks(&mut self, host: &str, now_ms: i64) {
+        if self.is_gone() {
+            self.returns(host, now_ms);
+        }
+        self.changed |= self.standing != Standing::Expected;
+        self.standing = Standing::Expected;
+    }
+
+    /// Whether it has named bytes of the stream behind this place.
+    fn awaits(&self, from: StreamOffset) -> bool {
+        self.claims().any(|claim| claim.required.get(&from.stream) > Some(&from.offset))
+    }
+
     fn is_heard(&self) -> bool {
-        self.heard || self.leaving
+        self.heard || self.standing == Standing::Leaving
     }
 
     fn is_past(&self, end_ms: i64) -> bool {
@@ -181,28 +242,51 @@ impl Member {
                     required: claim.required.iter().map(|(&stream, &offset)| StreamOffset { stream, offset }).collect(),
                 })
                 .collect(),
-            leaving: self.leaving,
+            // One that is gone is one that leaves and has no claims.
+            leaving: self.standing != Standing::Expected,
         }
     }
 
     fn load(record: &MemberRecord, number: u64, now_ms: i64) -> Self {
         let run = |run: &RunRecord| Run { run: RunId(run.run), session: run.session, number: run.number };
-        let mut claims = record.claims.iter().map(|claim| Claim {
-            watermark_ms: claim.watermark_ms,
-            required: claim.required.iter().map(|one| (one.stream, one.offset)).collect(),
+        // Former owners took the end of time for the watermark of an agent that leaves, also where it came back after all.
+        let done_ms = record.done_ms.filter(|done| *done < i64::MAX);
+        let mut reached = done_ms.unwrap_or(0);
+        let mut claims = record.claims.iter().map(|claim| {
+            reached = if claim.watermark_ms < i64::MAX { claim.watermark_ms } else { reached };
+            Claim {
+                watermark_ms: reached,
+                required: claim.required.iter().map(|one| (one.stream, one.offset)).collect(),
+            }
         });
+        let standing = match (record.leaving, record.claims.is_empty()) {
+            (false, _) => Standing::Expected,
+            (true, false) => Standing::Leaving,
+            (true, true) => Standing::Gone,
+        };
         Self {
             current: record.current.as_ref().map(run),
             candidates: record.candidates.iter().map(run).collect(),
             written: Written::In(number),
-            done_ms: record.done_ms,
+            done_ms,
             first: claims.next(),
             last: claims.next(),
-            leaving: record.leaving,
+            standing,
             changed: false,
             ..Self::new(&record.host, now_ms)
         }
     }
+}
+
+/// Bytes of a stream that have become durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Came {
+    /// The stream.
+    pub stream: StreamId,
+    /// Whether `committed` of it has moved.
+    pub moved: bool,
+    /// The end of the bucket that they are of, milliseconds since 1970; none where that is sealed, so that they are late.
+    pub bucket_end_ms: Option<i64>,
 }
 
 /// A member that an hour waits for.
@@ -261,19 +345,33 @@ impl Roster {
         roster
     }
 
-    /// Adds an agent that data came of. Returns whether it is new.
-    pub fn noticed(&mut self, agent: &AgentId, category: &CategoryName, host: &str, now_ms: i64) -> bool {
-        let members = match self.members.get_mut(category) {
-            Some(members) => members,
-            None => self.members.entry(category.clone()).or_default(),
-        };
-        if let Some(member) = members.get_mut(agent) {
-            // It said that no more would come, and here it is.
-            member.changed |= std::mem::take(&mut member.leaving);
-            return false;
+    /// Adds an agent of which bytes were written, or found by a recovery: those of a stream behind `from`. Returns whether it was
+    /// not expected before.
+    pub fn noticed(
+        &mut self,
+        agent: &AgentId,
+        category: &CategoryName,
+        host: &str,
+        from: StreamOffset,
+        now_ms: i64,
+    ) -> bool {
+        let is_new = self.member(agent, category).is_none_or(Member::is_gone);
+        let member = self.member_or_new(agent, category, host, now_ms);
+        match member.standing {
+            // It said that no more would come but for what it had named, and here is more.
+            Standing::Leaving if !member.awaits(from) => {
+                member.standing = Standing::Expected;
+                member.changed = true;
+            }
+            Standing::Gone => member.returns(host, now_ms),
+            Standing::Expected | Standing::Leaving => {}
         }
-        members.insert(agent.clone(), Member::new(host, now_ms));
-        true
+        is_new
+    }
+
+    fn member_or_new(&mut self, agent: &AgentId, category: &CategoryName, host: &str, now_ms: i64) -> &mut Member {
+        let members = self.members.entry(category.clone()).or_default();
+        members.entry(agent.clone()).or_insert_with(|| Member::new(host, now_ms))
     }
 
     /// The entry that has to be seen before the agent may be answered; none when it is in the ledger. `next`: the next entry.
@@ -322,18 +420,23 @@ impl Roster {
             refused: None,
             waiting_for: Vec::new(),
         };
-        if report.last && self.member(&report.agent, &report.category).is_none() {
-            // Nothing is known of it, and nothing will come.
+        let is_absent = self.member(&report.agent, &report.category).is_none_or(Member::is_gone);
+        if report.last && report.required.is_empty() && is_absent {
+            // Nothing of it is waited for, and nothing will come.
             answer.heard = report.number;
             return answer;
         }
-        self.noticed(&report.agent, &report.category, &report.host, now_ms);
         let session = Session { epoch: self.epoch, counter: self.next_session };
-        let Some(member) = self.members.get_mut(&report.category).and_then(|members| members.get_mut(&report.agent))
-        else {
-            return answer;
-        };
+        let member = self.member_or_new(&report.agent, &report.category, &report.host, now_ms);
         member.heard_ms = now_ms;
+        if member.is_gone()
+            && let Some(left) = member.current
+            && report.session.is_some_and(|older| older < left.session)
+            && report.rival >= Some(left.session)
+        {
+            // It has heard of the run that left, so it lives, and begins anew.
+            *member = Member::new(&report.host, now_ms);
+        }
         if let Some(at) = member.candidates.iter().position(|one| one.run == report.run)
             && report.session == Some(member.candidates[at].session)
         {
@@ -342,12 +445,16 @@ impl Roster {
             member.candidates.retain(|one| one.session > begun.session);
             member.current = Some(begun);
             member.changed = true;
+            member.speaks(&report.host, now_ms);
         }
         match member.current {
             Some(current) if current.run == report.run => {
                 answer.session = Some(current.session);
                 if report.number > current.number {
                     member.current = Some(Run { number: report.number, ..current });
+                    if !report.last {
+                        member.speaks(&report.host, now_ms);
+                    }
                     self.count(report, now_ms, committed);
                 }
             }
@@ -410,9 +517,11 @@ impl Roster {
             member.counts.pop_first();
         }
         if let Some(watermark) = member.watermark_ms {
-            member.claim(if report.last { i64::MAX } else { watermark }, &report.required);
-            member.changed |= member.leaving != report.last;
-            member.leaving = report.last;
+            member.claim(watermark, &report.required);
+            if report.last {
+                member.changed |= member.standing != Standing::Leaving;
+                member.standing = Standing::Leaving;
+            }
         }
         let lost: BTreeSet<StreamId> = report.lost.iter().copied().collect();
         if !lost.is_empty() {
@@ -458,30 +567,32 @@ impl Roster {
 
     /// Compares what is required with what is committed, and lets go of members that have left.
     pub fn settle(&mut self, committed: &impl Fn(StreamId) -> u64) {
-        let left = &mut self.left;
-        for (category, members) in &mut self.members {
-            members.retain(|agent, member| {
-                member.settle(committed);
-                let gone = member.leaving && member.first.is_none();
-                if gone {
-                    left.push((agent.clone(), category.clone()));
-                }
-                !gone
-            });
+        for member in self.members.values_mut().flat_map(BTreeMap::values_mut) {
+            member.settle(committed);
+            if member.standing == Standing::Leaving && member.first.is_none() {
+                member.goes();
+            }
         }
     }
 
-    /// Notes that `committed` of a stream of this agent has moved.
-    pub fn moved(&mut self, agent: &AgentId, category: &CategoryName) {
-        if let Some(member) = self.members.get_mut(category).and_then(|members| members.get_mut(agent)) {
-            member.moved = true;
-        }
+    /// Notes that bytes of this agent have become durable. To be told before the claims are compared with it.
+    pub fn came(&mut self, agent: &AgentId, category: &CategoryName, came: Came) {
+        let Some(member) = self.members.get_mut(category).and_then(|members| members.get_mut(agent)) else { return };
+        let is_of = |claim: &Claim| claim.required.contains_key(&came.stream);
+        member.claim_moved |= came.moved && member.first.as_ref().is_some_and(is_of);
+        let earliest = member.came_of_ms.into_iter().chain(came.bucket_end_ms).min();
+        member.came_of_ms = earliest;
+    }
+
+    /// The members of a category that are expected.
+    fn expected(&self, category: &CategoryName) -> impl Iterator<Item = (&AgentId, &Member)> {
+        self.members.get(category).into_iter().flatten().filter(|(_, member)| !member.is_gone())
     }
 
     /// How many (agent, category) pairs there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.members.values().map(BTreeMap::len).sum()
+        self.members.values().flat_map(BTreeMap::values).filter(|member| !member.is_gone()).count()
     }
 
     /// Whether nobody is expected.
@@ -493,14 +604,13 @@ impl Roster {
     /// Whether any agent is expected for the category.
     #[must_use]
     pub fn has_members(&self, category: &CategoryName) -> bool {
-        self.members.get(category).is_some_and(|members| !members.is_empty())
+        self.expected(category).next().is_some()
     }
 
     /// The members that an hour of the category that ends at `end_ms` waits for. Empty: it is complete.
     #[must_use]
     pub fn waits_for(&self, category: &CategoryName, end_ms: i64, now_ms: i64) -> Vec<Waiting> {
-        let members = self.members.get(category).into_iter().flatten();
-        members
+        self.expected(category)
             .filter(|(_, member)| !member.is_past(end_ms))
             .map(|(agent, member)| member.waiting(agent, now_ms))
             .collect()
@@ -510,22 +620,26 @@ impl Roster {
     /// that of any time, and the end of time where there are no members.
     #[must_use]
     pub fn complete_to(&self, category: &CategoryName) -> Option<i64> {
-        let members = self.members.get(category).into_iter().flatten();
-        let done = members.map(|(_, member)| member.done_ms.filter(|_| member.is_heard()));
+        let done = self.expected(category).map(|(_, member)| member.done_ms.filter(|_| member.is_heard()));
         done.min().unwrap_or(Some(i64::MAX))
     }
 
-    /// Whether anything moved, since [`Roster::looked`], of what an hour that ends at `end_ms` waits for.
+    /// Whether anything came, since [`Roster::looked`], of what an hour waits for that is complete when each member is past
+    /// `end_ms`. `bucket_end_ms`: the end of its bucket.
     #[must_use]
-    pub fn moves(&self, category: &CategoryName, end_ms: i64) -> bool {
-        let members = self.members.get(category).into_iter().flatten();
-        members.into_iter().any(|(_, member)| member.moved && !member.is_past(end_ms))
+    pub fn moves(&self, category: &CategoryName, end_ms: i64, bucket_end_ms: i64, now_ms: i64) -> bool {
+        self.expected(category).any(|(_, member)| {
+            let came = member.claim_moved || member.came_of_ms.is_some_and(|end| end <= bucket_end_ms);
+            // Whatever comes of one that is not believed, it will not be past the hour.
+            came && !member.is_past(end_ms) && member.refused.is_none() && !member.is_clashing(now_ms)
+        })
     }
 
-    /// Everything that moved has been looked at.
+    /// Everything that came has been looked at.
     pub fn looked(&mut self) {
         for member in self.members.values_mut().flat_map(BTreeMap::values_mut) {
-            member.moved = false;
+            member.claim_moved = false;
+            member.came_of_ms = None;
         }
     }
 
@@ -539,54 +653,65 @@ impl Roster {
     /// What the members know to be stored of a bucket.
     #[must_use]
     pub fn counts(&self, category: &CategoryName, bucket: Bucket) -> BTreeMap<AgentId, BucketCount> {
-        let members = self.members.get(category).into_iter().flatten();
         let of = (bucket.start_s(), bucket.size().seconds());
-        members.filter_map(|(agent, member)| Some((agent.clone(), *member.counts.get(&of)?))).collect()
+        self.expected(category).filter_map(|(agent, member)| Some((agent.clone(), *member.counts.get(&of)?))).collect()
     }
 
-    /// Removes an agent, named by its id or its host name, from all categories: it will not come back, and what it named and is
+    /// Expects an agent, named by its id or its host name, in no category any more: it will not come back, and what it named and is
     /// not committed is lost. Returns how many members that were.
     pub fn retire(&mut self, name: &str, now_ms: i64, committed: &impl Fn(StreamId) -> u64) -> usize {
-        self.remove(now_ms, committed, |agent, member| agent.as_str() == name || member.host == name).len()
+        let (mut retired, mut losses) = (0, Vec::new());
+        for (category, members) in &mut self.members {
+            for (agent, member) in members.iter_mut().filter(|(_, member)| !member.is_gone()) {
+                if agent.as_str() == name || member.host == name {
+                    losses.extend(member.lose(agent, category, now_ms, committed, |_| true));
+                    member.goes();
+                    // It is remembered from now on.
+                    member.heard_ms = now_ms;
+                    retired += 1;
+                }
+            }
+        }
+        self.lose(losses);
+        retired
     }
 
-    /// Removes the agents that were silent for `forget_after_ms`. Returns them.
+    /// Forgets the agents that were silent for `forget_after_ms`, and returns them; those that have been gone for long; and losses.
+    /// `open_from_ms`: the start of the first hour of a category that is not sealed.
     pub fn forget(
         &mut self,
         now_ms: i64,
         forget_after_ms: i64,
+        open_from_ms: &impl Fn(&CategoryName) -> i64,
         committed: &impl Fn(StreamId) -> u64,
     ) -> Vec<(AgentId, CategoryName)> {
-        self.losses.retain(|loss| now_ms.saturating_sub(loss.until_ms) < LOSSES_FOR_MS);
-        self.remove(now_ms, committed, |_, member| now_ms.saturating_sub(member.heard_ms) >= forget_after_ms)
-    }
-
-    fn remove(
-        &mut self,
-        now_ms: i64,
-        committed: &impl Fn(StreamId) -> u64,
-        goes: impl Fn(&AgentId, &Member) -> bool,
-    ) -> Vec<(AgentId, CategoryName)> {
-        let (mut gone, mut losses) = (Vec::new(), Vec::new());
+        self.losses.retain(|loss| {
+            now_ms.saturating_sub(loss.until_ms) < LOSSES_FOR_MS || loss.until_ms >= open_from_ms(&loss.category)
+        });
+        let (mut forgotten, mut losses) = (Vec::new(), Vec::new());
+        let left = &mut self.left;
         for (category, members) in &mut self.members {
             members.retain(|agent, member| {
-                if !goes(agent, member) {
+                let after_ms = if member.is_gone() { GONE_FOR_MS } else { forget_after_ms };
+                if now_ms.saturating_sub(member.heard_ms) < after_ms {
                     return true;
                 }
-                losses.extend(member.lose(agent, category, now_ms, committed, |_| true));
-                gone.push((agent.clone(), category.clone()));
+                left.push((agent.clone(), category.clone()));
+                if !member.is_gone() {
+                    losses.extend(member.lose(agent, category, now_ms, committed, |_| true));
+                    forgotten.push((agent.clone(), category.clone()));
+                }
                 false
             });
         }
-        self.left.extend(gone.iter().cloned());
         self.lose(losses);
-        gone
+        forgotten
     }
 
     /// All members, for operators.
     pub fn views(&self, now_ms: i64) -> impl Iterator<Item = MemberView> {
         self.members.iter().flat_map(move |(category, members)| {
-            members.iter().map(move |(agent, member)| MemberView {
+            members.iter().filter(|(_, member)| !member.is_gone()).map(move |(agent, member)| MemberView {
                 category: category.clone(),
                 waiting: member.waiting(agent, now_ms),
                 heard: member.is_heard(),
@@ -613,7 +738,7 @@ impl Roster {
         records
     }
 
-    /// The members that have left since the last entry.
+    /// The members that were forgotten since the last entry.
     pub fn take_left(&mut self) -> Vec<(AgentId, CategoryName)> {
         let members = &self.members;
         // One that came back since is a member.

@@ -17,6 +17,7 @@ use super::*;
 use crate::dfs::local::LocalDfs;
 
 mod calm;
+mod members;
 mod order;
 mod overlap;
 mod standing;

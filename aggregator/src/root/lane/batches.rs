@@ -30,8 +30,9 @@ impl Lane {
         let answers = batches
             .into_iter()
             .map(|received| {
-                after = after.max(self.notice(&received));
-                self.take(&received)
+                let answer = self.take(&received);
+                after = after.max(self.answer_after(&received.batch.header));
+                answer
             })
             .collect();
         Ok((answers, after))
@@ -75,6 +76,9 @@ impl Lane {
             Decision::Take(plans) => match self.prepare(received, &plans) {
                 Ok(writes) => {
                     self.ingest.took(header, &received.frames, now);
+                    if !writes.is_empty() {
+                        self.notice(received);
+                    }
                     for (frame, slice, bytes) in writes {
                         self.write(
                             HourKey { category: header.category.clone(), bucket: frame.bucket },

@@ -1,10 +1,16 @@
 //! Reports of agents, and answers that wait for the ledger.
 
+use std::collections::BTreeMap;
+
 use tokio::sync::oneshot;
+use tributary_common::batch::BatchHeader;
+use tributary_common::bucket::Bucket;
+use tributary_common::ids::CategoryName;
 use tributary_common::messages::Answer;
-use tributary_common::report::{Report, ReportAnswer};
+use tributary_common::report::{Report, ReportAnswer, StreamOffset};
 
 use super::{Lane, RETRY_AFTER, millis};
+use crate::root::ledger::HourKey;
 use crate::tier::{Overloaded, Received};
 
 /// Answers that may wait for a ledger entry. While the sink is not available, senders ask again and again.
@@ -46,14 +52,19 @@ impl Lane {
         if self.entry_under_way { self.next_entry + 1 } else { self.next_entry }
     }
 
-    /// Puts the agent of a batch on the roster. Returns the entry that is to be seen before it is answered.
-    pub(super) fn notice(&mut self, received: &Received) -> Option<u64> {
+    /// Puts the agent of a batch of which something is written on the roster. One that is known to the last byte shows nothing: it
+    /// may have lain in a spool since long before its agent left.
+    pub(super) fn notice(&mut self, received: &Received) {
         let header = &received.batch.header;
         let host =
             received.frames.first().and_then(|frame| frame.slices.first()).map_or("", |slice| slice.host.as_str());
-        if self.roster.noticed(&header.agent, &header.category, host, self.settings.clock.now_ms()) {
-            self.entry_wanted = true;
-        }
+        let from = StreamOffset { stream: header.stream, offset: header.start.offset };
+        let now = self.settings.clock.now_ms();
+        self.entry_wanted |= self.roster.noticed(&header.agent, &header.category, host, from, now);
+    }
+
+    /// The entry that is to be seen before the agent of a batch is answered.
+    pub(super) fn answer_after(&self, header: &BatchHeader) -> Option<u64> {
         self.roster.answer_after(&header.agent, &header.category, self.seen_entry, self.next_entry_from_now())
     }
 
@@ -140,7 +151,9 @@ impl Lane {
     pub(super) fn forget_agents(&mut self) {
         let (ingest, now) = (&self.ingest, self.settings.clock.now_ms());
         let after = millis(self.settings.forget_agents_after);
-        for (agent, category) in self.roster.forget(now, after, &|stream| ingest.committed(stream)) {
+        let open_from_ms = |category: &CategoryName| open_from_ms(category, &self.sealed_up_to, self.found_ms.keys());
+        let committed = |stream| ingest.committed(stream);
+        for (agent, category) in self.roster.forget(now, after, &open_from_ms, &committed) {
             self.metrics.forgot_agent();
             tracing::error!(
                 %agent, %category, forget_after_ms = after,
@@ -148,4 +161,16 @@ impl Lane {
             );
         }
     }
+}
+
+/// The start of the first hour of a category that is not sealed, milliseconds since 1970. `sealed_up_to`: the first that may not be,
+/// of those that are sealed one by one; `found`: those of a backlog.
+fn open_from_ms<'k>(
+    category: &CategoryName,
+    sealed_up_to: &BTreeMap<CategoryName, Bucket>,
+    found: impl Iterator<Item = &'k HourKey>,
+) -> i64 {
+    let found = found.filter(|key| key.category == *category).map(|key| key.bucket);
+    let first = sealed_up_to.get(category).copied().into_iter().chain(found).map(Bucket::start_s).min();
+    first.map_or(i64::MAX, |start_s| start_s.saturating_mul(1000))
 }

@@ -8,11 +8,13 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use tributary_common::frame::{Codec, EncodeError, FrameHeader, SliceDescriptor};
 
+use super::hours::key_of;
 use super::{Closed, Event, GivenUp, Lane, Unsettled};
 use crate::dfs::{CreateOptions, DfsError};
 use crate::root::late_create::delete_late;
 use crate::root::ledger::{Contents, HourKey, SegmentRecord};
 use crate::root::placement::MIN_BLOCK_BYTES;
+use crate::root::roster::Came;
 use crate::root::segment::{HeldRanges, Segment, SegmentId, WriterReport, file_name, spawn_writer};
 use crate::root::sink::Scan;
 
@@ -169,14 +171,14 @@ impl Lane {
                         self.sink.placement.works();
                     }
                     segment.busy = false;
-                    let durable = segment.synced(len);
-                    self.mark_durable(durable);
+                    let (key, durable) = (segment.key.clone(), segment.synced(len));
+                    self.mark_durable(&key, durable);
                 }
             }
             WriterReport::Closed(len) => {
                 if let Some(mut segment) = self.open.remove(&id) {
                     let durable = segment.synced(len);
-                    self.mark_durable(durable);
+                    self.mark_durable(&segment.key, durable);
                     self.raise_copies(&segment);
                     let record = SegmentRecord { closed: true, ..segment.record() };
                     self.closed.insert(record.name.clone(), Closed { record, unsettled: None, in_entry: None });
@@ -199,10 +201,13 @@ impl Lane {
         }
     }
 
-    pub(super) fn mark_durable(&mut self, ranges: Vec<HeldRanges>) {
-        for held in ranges {
-            if let Some((agent, category)) = self.ingest.durable(held.stream, held.ranges) {
-                self.roster.moved(&agent, &category);
+    /// Notes that ranges are durable in files of this hour.
+    pub(super) fn mark_durable(&mut self, key: &HourKey, ranges: Vec<HeldRanges>) {
+        let bucket_end_ms = (!self.hours.contains_key(key)).then(|| key.bucket.end_ms());
+        for HeldRanges { stream, ranges } in ranges {
+            if let Some(durable) = self.ingest.durable(stream, ranges) {
+                let came = Came { stream, moved: durable.moved, bucket_end_ms };
+                self.roster.came(durable.agent, durable.category, came);
             }
         }
     }
@@ -293,11 +298,13 @@ impl Lane {
                 closed.record.covered.append(&unsettled.found);
                 closed.record.closed = true;
                 closed.in_entry = None;
-                durable.extend(unsettled.ranges);
+                durable.push((key_of(&closed.record), unsettled.ranges));
                 self.entry_wanted = true;
             }
         }
-        self.mark_durable(durable);
+        for (key, ranges) in durable {
+            self.mark_durable(&key, ranges);
+        }
     }
 }
 

@@ -90,14 +90,15 @@ impl Lane {
         if !self.knows_the_time() {
             return;
         }
-        let waiting = self.waiting_hours(self.settings.clock.now_ms());
+        let now = self.settings.clock.now_ms();
+        let waiting = self.waiting_hours(now);
         let serving_for = self.settings.ledger_interval * SERVING_ENTRIES;
         let is_serving = self.last_seen_at.is_some_and(|at| at.elapsed() < serving_for);
         for key in &waiting {
             let fails = self.given_up.values().any(|given_up| given_up.record.category == key.category);
             let passed = if !is_serving || fails {
                 Passed::NotServed
-            } else if self.roster.moves(&key.category, self.complete_from(key)) {
+            } else if self.roster.moves(&key.category, self.complete_from(key), key.bucket.end_ms(), now) {
                 Passed::Moving
             } else {
                 Passed::InVain
