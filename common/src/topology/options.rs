@@ -101,7 +101,7 @@ pub struct RootOptions {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RosterOptions {
     /// `forget_after`: an agent that was silent for so long is no longer expected. Default 30d, from 1h to 3650d; longer than
-    /// `root.give_up_after`.
+    /// every `give_up_after`.
     pub forget_after: Duration,
 }
 

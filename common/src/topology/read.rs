@@ -27,13 +27,13 @@ pub(super) fn topology(root: &mut Table<'_>) -> Read<Topology> {
     let (cluster, lanes) = cluster(root);
     let (sink, call_timeout) = sink(root);
     let on_files = sink.as_ref().is_ok_and(|sink| sink.kind == SinkKind::File);
-    let written = root_options(root, on_files);
-    let roster = roster(root, &written.files.give_up_after);
+    let (roster, forget_after) = roster(root);
+    let written = root_options(root, on_files, &forget_after);
     let (limits, max_request_bytes) = limits(root);
     let (spool, max_age) = spool(root, &max_request_bytes);
     let (forward, request_timeout) = forward(root);
     relations(root, &written, &call_timeout, &max_age, &request_timeout);
-    let categories = categories(root, &written);
+    let categories = categories(root, &written, &forget_after);
     let tiers = tiers(root);
     Ok(Topology {
         cluster: cluster?,
@@ -230,7 +230,14 @@ impl FileFields {
 
     /// What must hold for files. `own` is the beginning of the table's own keys: a relation between other tables' fields
     /// is those tables' matter.
-    fn require(&self, table: &Table<'_>, own: &str, commit_interval: &Field<Duration>, commit_bytes: &Field<u64>) {
+    fn require(
+        &self,
+        table: &Table<'_>,
+        own: &str,
+        commit_interval: &Field<Duration>,
+        commit_bytes: &Field<u64>,
+        forget_after: &Field<Duration>,
+    ) {
         let require = |holds: bool, low: &Place, relation: &str, high: &Place, why: &str| {
             if low.key().starts_with(own) || high.key().starts_with(own) {
                 table.require(holds, &format!("{} {relation} {}", low.key(), high.key()), why, &[low, high]);
@@ -257,6 +264,13 @@ impl FileFields {
             self.give_up_after.place(),
             "both begin at the bucket's end, and giving up comes after the ordinary wait",
         );
+        require(
+            *self.give_up_after < **forget_after,
+            self.give_up_after.place(),
+            "<",
+            forget_after.place(),
+            "while an hour still waits for an agent, the agent is expected",
+        );
     }
 }
 
@@ -282,7 +296,7 @@ impl RootFields {
     }
 }
 
-fn root_options(root: &mut Table<'_>, on_files: bool) -> RootFields {
+fn root_options(root: &mut Table<'_>, on_files: bool, forget_after: &Field<Duration>) -> RootFields {
     let mut table = root.table("root");
     let commit_interval = table.or("commit_interval", duration(50 * MS..=MINUTE), SECOND);
     let commit_bytes = table.or("commit_bytes", size(64 * KIB..=GIB), 64 * MIB);
@@ -319,7 +333,7 @@ fn root_options(root: &mut Table<'_>, on_files: bool) -> RootFields {
         }),
         "_SUCCESS".to_owned(),
     );
-    files.require(&table, "root.", &commit_interval, &commit_bytes);
+    files.require(&table, "root.", &commit_interval, &commit_bytes, forget_after);
     table.require(
         *commit_interval <= *ledger_interval,
         "root.commit_interval <= root.ledger_interval",
@@ -369,16 +383,10 @@ fn spool(root: &mut Table<'_>, max_request_bytes: &Field<u64>) -> (SpoolOptions,
     (options, max_age)
 }
 
-fn roster(root: &mut Table<'_>, give_up_after: &Field<Duration>) -> RosterOptions {
+fn roster(root: &mut Table<'_>) -> (RosterOptions, Field<Duration>) {
     let mut table = root.table("roster");
     let forget_after = table.or("forget_after", duration(HOUR..=3650 * DAY), 30 * DAY);
-    table.require(
-        **give_up_after <= *forget_after,
-        "root.give_up_after <= roster.forget_after",
-        "while an hour still waits for an agent, the agent is expected",
-        &[give_up_after.place(), forget_after.place()],
-    );
-    RosterOptions { forget_after: *forget_after }
+    (RosterOptions { forget_after: *forget_after }, forget_after)
 }
 
 fn forward(root: &mut Table<'_>) -> (ForwardOptions, Field<Duration>) {
@@ -435,7 +443,11 @@ fn limits(root: &mut Table<'_>) -> (NodeLimits, Field<u64>) {
     (limits, max_request_bytes)
 }
 
-fn categories(root: &mut Table<'_>, written: &RootFields) -> Read<BTreeMap<CategoryName, Category>> {
+fn categories(
+    root: &mut Table<'_>,
+    written: &RootFields,
+    forget_after: &Field<Duration>,
+) -> Read<BTreeMap<CategoryName, Category>> {
     let tables = root.named_tables("category");
     if tables.is_empty() {
         return Err(root.complain(
@@ -443,11 +455,17 @@ fn categories(root: &mut Table<'_>, written: &RootFields) -> Read<BTreeMap<Categ
                 .help("write [category.<name>] for each log, and below it bucket = \"1h\" or nothing"),
         ));
     }
-    let read: Vec<_> = tables.into_iter().map(|(name, mut table)| category(&name, &mut table, written)).collect();
+    let category = |(name, mut table)| category(&name, &mut table, written, forget_after);
+    let read: Vec<_> = tables.into_iter().map(category).collect();
     read.into_iter().collect()
 }
 
-fn category(name: &Field<String>, table: &mut Table<'_>, written: &RootFields) -> Read<(CategoryName, Category)> {
+fn category(
+    name: &Field<String>,
+    table: &mut Table<'_>,
+    written: &RootFields,
+    forget_after: &Field<Duration>,
+) -> Read<(CategoryName, Category)> {
     let parsed_name = name
         .parse::<CategoryName>()
         .map_err(|error| table.complain_at(name.place(), Complaint::new(error.to_string())));
@@ -467,7 +485,7 @@ fn category(name: &Field<String>, table: &mut Table<'_>, written: &RootFields) -
     );
     let codec = table.or("codec", choice(&[("gzip", Codec::Gzip), ("zstd", Codec::Zstd)]), Codec::Gzip);
     let files = FileFields::read(table, Some(&written.files));
-    files.require(table, "category.", &written.commit_interval, &written.commit_bytes);
+    files.require(table, "category.", &written.commit_interval, &written.commit_bytes, forget_after);
     let category = Category {
         bucket: *bucket,
         timezone: timezone.into_value(),

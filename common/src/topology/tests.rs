@@ -214,6 +214,20 @@ roll_size = "1 MiB"
 }
 
 #[test]
+fn no_category_may_wait_for_an_agent_for_longer_than_it_is_expected() {
+    let with =
+        |root: &str, category: &str, roster: &str| format!("{SMALL}{category}\n[root]\n{root}\n[roster]\n{roster}\n");
+    let shown = errors(&with("", "give_up_after = \"2d\"", "forget_after = \"2d\""));
+    assert!(shown.contains("this must hold: category.nginx-access.give_up_after < roster.forget_after"), "{shown}");
+    assert!(shown.ends_with("1 error in topology.toml"), "{shown}");
+    let shown = errors(&with("give_up_after = \"2d\"", "", "forget_after = \"1d\""));
+    assert!(shown.contains("this must hold: root.give_up_after < roster.forget_after"), "{shown}");
+    assert!(shown.ends_with("1 error in topology.toml"), "what a category inherits is said once: {shown}");
+    // A category that waits for less is no matter.
+    parse(&with("", "give_up_after = \"1d\"", "forget_after = \"2d\""));
+}
+
+#[test]
 fn a_tier_without_its_parent_is_named() {
     let shown = errors(&TREE.replace("parent = \"mid\"", "parent = \"midd\""));
     assert!(shown.contains("there is no tier \"midd\"") && shown.contains("did you mean \"mid\"?"), "{shown}");
