@@ -290,7 +290,11 @@ impl Engine {
             };
             let given_up = &of.given_up;
             let may_have = |stream: StreamId| self.may_have(stream) && !given_up.contains_key(&stream);
-            let mut lost = of.vanished.look(now, LOST_AFTER, of.reporter.waiting_for(), may_have);
+            let mut lost = if is_parting {
+                self.never_found(of.reporter.waiting_for())
+            } else {
+                of.vanished.look(now, LOST_AFTER, of.reporter.waiting_for(), may_have)
+            };
             lost.extend(given_up.keys().copied());
             let facts = Facts { claim, lost, last: is_parting, held_by: of.watermark.held_by().to_owned() };
             let frame = Report {
@@ -323,9 +327,22 @@ impl Engine {
 
     /// Whether there is a file for a stream, or one may still be found.
     fn may_have(&self, stream: StreamId) -> bool {
+        self.orphans.contains_key(&stream) || self.has(stream)
+    }
+
+    /// Whether there is a file for a stream.
+    fn has(&self, stream: StreamId) -> bool {
         self.by_stream.contains_key(&stream)
-            || self.orphans.contains_key(&stream)
             || self.memory.get(stream).is_some_and(|one| !one.finished && self.is_there(one))
+    }
+
+    /// Of what is waited for, the streams for which a run that ends has found nothing: its scans are over, and where only such runs
+    /// are started nobody looks for longer. Not those that are stored by what the agent was told: an owner that has just taken the
+    /// lane may not count them yet.
+    fn never_found(&self, waiting_for: &[StreamOffset]) -> Vec<StreamId> {
+        let is_stored = |one: &StreamOffset| self.committed(one.stream).is_some_and(|stored| stored >= one.offset);
+        let never = waiting_for.iter().filter(|one| !self.has(one.stream) && !is_stored(one));
+        never.map(|one| one.stream).collect()
     }
 
     pub(super) fn reported(&mut self, server: usize, outcome: Result<ReportAnswers, ShipError>, now: Instant) {

@@ -151,6 +151,48 @@ async fn a_run_that_ships_once_ends_with_a_last_report_that_is_heard() {
     assert_eq!(committed.values().sum::<u64>(), std::fs::metadata(scene.log("a.log")).expect("there").len());
 }
 
+/// A run that was killed when it had named offsets, and whose file is gone: where only runs that ship once are started, none of
+/// them lives long enough to look for it for long.
+#[tokio::test]
+async fn a_run_that_ships_once_declares_lost_what_a_run_before_had_named_and_is_gone() {
+    let scene = Scene::new(1).await;
+    scene.edges[0].forward(false);
+    append(&scene.log("a.log"), &lines(0..100));
+    let agent = scene.start();
+    let named = || scene.edges[0].reports().into_iter().map(|(report, _)| report.required).find(|all| !all.is_empty());
+    wait_for(|| named().is_some(), || "nothing is named".into()).await;
+    agent.kill().await;
+    let named = named().expect("named");
+    scene.edges[0].lose_spool();
+    scene.edges[0].forward(true);
+    std::fs::remove_file(scene.log("a.log")).expect("removed");
+    scene.edges[0].awaits(named.clone());
+    // Also with another file, which may have the inode number of that one.
+    for name in [None, Some("b.log")] {
+        if let Some(name) = name {
+            append(&scene.log(name), &lines(100..200));
+        }
+        scene.once().await.expect("all is shipped");
+        let (last, _) = scene.edges[0].reports().pop().expect("a report");
+        assert!(last.last, "{last:?}");
+        assert_eq!(last.lost, named.iter().map(|one| one.stream).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test]
+async fn what_is_stored_and_whose_file_is_gone_is_not_declared_lost_where_it_is_still_waited_for() {
+    let scene = Scene::new(1).await;
+    append(&scene.log("a.log"), &lines(0..100));
+    scene.once().await.expect("all is shipped");
+    let (_, committed) = scene.edges[0].reports().pop().expect("a report");
+    std::fs::remove_file(scene.log("a.log")).expect("removed");
+    // As by an owner that has just taken the lane.
+    scene.edges[0].awaits(committed.into_iter().map(|(stream, offset)| StreamOffset { stream, offset }).collect());
+    scene.once().await.expect("nothing is left");
+    let (last, _) = scene.edges[0].reports().pop().expect("a report");
+    assert!(last.last && last.lost.is_empty(), "{last:?}");
+}
+
 /// By bucket, what the last report says to be stored.
 fn told(scene: &Scene) -> Vec<(i64, u64, u64)> {
     let last = scene.edges[0].reports().pop();

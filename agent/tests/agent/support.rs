@@ -25,7 +25,7 @@ use tributary_common::messages::{
 };
 use tributary_common::position::Position;
 use tributary_common::ranges::RangeSet;
-use tributary_common::report::{Report, ReportAnswer, ReportAnswers, Reports, Session};
+use tributary_common::report::{Report, ReportAnswer, ReportAnswers, Reports, Session, StreamOffset};
 
 use crate::machine::AgentProcess;
 
@@ -165,6 +165,7 @@ struct EdgeState {
     header: Option<(&'static str, String)>,
     requests: u64,
     refused_line: Option<&'static str>,
+    awaited: Vec<StreamOffset>,
     /// The reports, each with what was committed of each stream when it came.
     reports: Vec<(Report, BTreeMap<StreamId, u64>)>,
     categories: Categories,
@@ -261,6 +262,7 @@ impl Edge {
             header: None,
             requests: 0,
             refused_line: None,
+            awaited: Vec::new(),
             reports: Vec::new(),
             categories: Categories {
                 lanes: LaneCount::ONE,
@@ -329,6 +331,11 @@ impl Edge {
         self.state().refused_line = Some(line);
     }
 
+    /// Waits for these offsets, by what it answers to reports.
+    pub(crate) fn awaits(&self, awaited: Vec<StreamOffset>) {
+        self.state().awaited = awaited;
+    }
+
     /// The reports that came, each with what was committed of each stream then.
     pub(crate) fn reports(&self) -> Vec<(Report, BTreeMap<StreamId, u64>)> {
         self.state().reports.clone()
@@ -372,11 +379,12 @@ async fn handle(state: &Mutex<EdgeState>, request: Request<TimedBody>) -> Respon
                 agent: report.agent.clone(),
                 category: report.category.clone(),
                 run: report.run,
-                heard: report.number,
+                // As the owner of a lane: a run counts from its first report with its session on.
+                heard: report.session.map_or(0, |_| report.number),
                 session: Some(Session { epoch: Epoch(1), counter: 1 }),
                 rival: None,
                 refused: None,
-                waiting_for: Vec::new(),
+                waiting_for: state.awaited.clone(),
             });
             let answers = ReportAnswers { answers: answers.collect() };
             let committed: BTreeMap<StreamId, u64> = {
