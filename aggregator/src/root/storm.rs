@@ -2,10 +2,14 @@
 //! anything, sleep for longer than `takeover_after` and wake up beside their successors, give lanes back, the power fails,
 //! and senders go where they are sent and back to what they are told.
 //!
-//! Senders report as agents do: how far they have got by their clock, whether or not that has been sent yet. One has nothing to send.
+//! Senders report as agents do: how far they have got by their clock, whether or not that has been sent yet. One has nothing to
+//! send. Another one has a [`Fate`] of its own: it leaves by a last report and comes back, or it dies for ever and is retired, or
+//! it dies for ever and is given up.
 //!
 //! The judge then reads what readers see: every line once, nothing that was told committed missing, no published hour
-//! changed, and no hour with a success file from which a line is missing of an agent that was on the roster when the hour began.
+//! changed, every hour from the first to that in which the faults stopped published, with no more files than there may be, none
+//! without an agent but one that was given up, and from none with a success file a line missing of an agent that was on the
+//! roster when the hour began. Nothing is left of joins that were begun.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
@@ -15,12 +19,13 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tributary_common::bucket::{Bucket, BucketSize};
 use tributary_common::checksum::Checksum;
-use tributary_common::ids::LaneCount;
+use tributary_common::ids::{AgentId, LaneCount};
 use tributary_common::messages::StreamQuery;
 use tributary_common::position::Position;
 use tributary_common::report::{Report, RunId, StreamOffset};
 use tributary_common::topology::rendezvous_names;
 
+use super::hours::{MANIFEST_FILE, Manifest, PARTIAL_FILE, Partial};
 use super::tests::{Log, category, settings};
 use super::*;
 use crate::dfs::DfsPath;
@@ -40,6 +45,22 @@ const STEPS: usize = 500;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 const TAKEOVER_AFTER: Duration = Duration::from_secs(45);
+
+/// For how long an agent is waited for that died for ever, where nobody retires it. Longer than any that lives is held up.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(300);
+
+/// What becomes of one of the senders.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// It is there to the end.
+    Stays,
+    /// It leaves by a last report, and comes back, again and again.
+    ComesAndGoes,
+    /// It dies for ever, and an operator says so.
+    Retired,
+    /// It dies for ever, and nobody says so.
+    GivenUp,
+}
 
 /// One root: a process that is up, asleep or down.
 struct Seat {
@@ -102,8 +123,26 @@ struct Sender {
     committed: Position,
     at: usize,
     report: Report,
-    /// When the owner of its lane told it its session: from then on no hour may do without it.
-    known_since_ms: Option<i64>,
+    /// When no hour may do without it.
+    expected: Vec<Expected>,
+    presence: Presence,
+}
+
+/// From when the owner of its lane told an agent its session, to when it first said that it would leave.
+struct Expected {
+    from_ms: i64,
+    to_ms: Option<i64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Presence {
+    Here,
+    /// It is going to leave, when all that it has read is committed.
+    Leaving,
+    Away,
+    Dead {
+        at_ms: i64,
+    },
 }
 
 impl Sender {
@@ -124,16 +163,47 @@ impl Sender {
             last: false,
             held_by: String::new(),
         };
-        Self { log, next: 0, committed: Position::zero(), at: 0, report, known_since_ms: None }
+        Self {
+            log,
+            next: 0,
+            committed: Position::zero(),
+            at: 0,
+            report,
+            expected: Vec::new(),
+            presence: Presence::Here,
+        }
     }
 
-    /// Says that it has read all that was written until now.
+    fn is_up(&self) -> bool {
+        matches!(self.presence, Presence::Here | Presence::Leaving)
+    }
+
+    fn is_dead(&self) -> bool {
+        matches!(self.presence, Presence::Dead { .. })
+    }
+
+    /// How many of its lines are written at that time.
+    fn written(&self, now_ms: i64) -> usize {
+        self.log.lines.iter().take_while(|(_, time)| *time < now_ms).count()
+    }
+
+    /// Says that it has read all that was written until now; or that it leaves, when it wants to and all of that is committed.
     async fn say(&mut self, seats: &[Seat], now_ms: i64) {
-        let Some(process) = seats[self.at].process.as_ref().filter(|process| !process.asleep) else { return };
+        let awake = seats[self.at].process.as_ref().filter(|process| !process.asleep);
+        let Some(process) = awake.filter(|_| self.is_up()) else { return };
         let root = Arc::clone(&process.root);
-        let read = self.log.lines.iter().take_while(|(_, time)| *time < now_ms).count();
-        let offset = self.log.line_start(read);
+        let offset = self.log.line_start(self.written(now_ms));
         let required = (offset > self.committed.offset).then_some(StreamOffset { stream: self.log.stream, offset });
+        let leaves = self.presence == Presence::Leaving && required.is_none();
+        if self.report.last && !leaves {
+            // More has come: it stays after all.
+            self.presence = Presence::Here;
+        }
+        self.report.last = leaves;
+        if leaves && let Some(expected) = self.expected.last_mut() {
+            // Heard or not: hours may do without it.
+            expected.to_ms.get_or_insert(now_ms);
+        }
         self.report.number += 1;
         self.report.watermark_ms = Some(now_ms);
         self.report.required = required.into_iter().collect();
@@ -141,15 +211,37 @@ impl Sender {
         let Ok(Ok(answers)) = said else { return };
         let answer = &answers[0];
         assert_eq!((&answer.refused, answer.rival), (&None, None), "{:?}", self.report);
-        if answer.session.is_some() {
+        if leaves {
+            if answer.heard >= self.report.number {
+                self.presence = Presence::Away;
+            }
+        } else if answer.session.is_some() {
             self.report.session = answer.session;
-            self.known_since_ms.get_or_insert(now_ms);
+            if self.expected.last().is_none_or(|expected| expected.to_ms.is_some()) {
+                self.expected.push(Expected { from_ms: now_ms, to_ms: None });
+            }
         }
     }
 
     /// The agent is started anew. It has not forgotten what it read.
     fn restart(&mut self, run: u64) {
-        self.report = Report { run: RunId(run), session: None, number: 0, ..self.report.clone() };
+        self.report = Report { run: RunId(run), session: None, number: 0, last: false, ..self.report.clone() };
+        self.presence = Presence::Here;
+    }
+
+    /// Whether a line has to be published.
+    fn must_be_there(&self, line: usize) -> bool {
+        !self.is_dead() || self.log.line_start(line + 1) <= self.committed.offset
+    }
+
+    /// Whether a line has to be in its hour, and not beside it: its agent was waited for when the hour began, and has not left
+    /// before it wrote the line.
+    fn must_be_in(&self, line: usize, bucket: Bucket) -> bool {
+        let time_ms = self.log.lines[line].1;
+        let covers = |expected: &Expected| {
+            expected.from_ms <= bucket.start_s() * 1000 && expected.to_ms.is_none_or(|to_ms| time_ms < to_ms)
+        };
+        self.must_be_there(line) && self.expected.iter().any(covers)
     }
 
     fn line_at(&self, offset: u64) -> usize {
@@ -231,8 +323,34 @@ struct Told {
     /// How often a lane was taken from another root, and how often one was given to another.
     moved: u64,
     slept_too_long: u64,
-    /// Hours that were judged to be complete.
-    complete: usize,
+    verdicts: Verdicts,
+}
+
+/// What the hours came to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Verdicts {
+    /// Of which lines had to be there.
+    judged: usize,
+    /// That a lane has several files of.
+    rolled: usize,
+    /// Without an agent.
+    partial: usize,
+    /// With losses of one that was retired.
+    lossy: usize,
+    /// How often an agent left.
+    left: usize,
+}
+
+impl Verdicts {
+    fn plus(self, other: Self) -> Self {
+        Self {
+            judged: self.judged + other.judged,
+            rolled: self.rolled + other.rolled,
+            partial: self.partial + other.partial,
+            lossy: self.lossy + other.lossy,
+            left: self.left + other.left,
+        }
+    }
 }
 
 #[expect(clippy::too_many_lines, reason = "one storm, from its beginning to its end")]
@@ -258,6 +376,13 @@ async fn storm(seed: u64) -> Told {
     category.close_delay = Duration::from_secs(30);
     // So small that files are rolled, and stay as they are: also those with a torn tail would.
     category.roll_size = if seed.is_multiple_of(3) { 1_500 } else { 64 << 20 };
+    let roll_size = category.roll_size;
+    let fate = [Fate::Stays, Fate::ComesAndGoes, Fate::Retired, Fate::GivenUp][rng.random_range(0..4)];
+    if fate == Fate::GivenUp {
+        category.give_up_after = GIVE_UP_AFTER;
+    }
+    settings.publish_partial = rng.random_bool(0.5);
+    let publish_partial = settings.publish_partial;
     let world = World { cluster: cluster.clone(), settings, names };
     let jitter = |rng: &mut StdRng| Duration::from_secs(rng.random_range(0..20));
     let mut seats: Vec<Seat> = Vec::new();
@@ -269,9 +394,14 @@ async fn storm(seed: u64) -> Told {
         .map(|n| Log::new(u128::from(n), LINES, cluster.now_ms() - 60_000, 1_000).of(&format!("web-{n}"), lanes))
         .map(|log| Sender::new(log, rng.random()))
         .collect();
+    // Whether it lives or not, it has lines to write until the faults stop.
+    let guest = senders.len();
+    senders.push(Sender::new(Log::new(3, LINES, cluster.now_ms() - 60_000, 2_000).of("guest", lanes), rng.random()));
+    let (dies_at, patience) = (rng.random_range(50..250), rng.random_range(20..150));
+    let (mut comes_back, mut is_retired) = (None, false);
     let mut idle = Sender::new(Log::new(99, 0, 0, 0).of("idle", lanes), rng.random());
     let mut published: BTreeMap<DfsPath, Bytes> = BTreeMap::new();
-    let mut told = Told { cruelties: Cruelties::default(), moved: 0, slept_too_long: 0, complete: 0 };
+    let mut told = Told { cruelties: Cruelties::default(), moved: 0, slept_too_long: 0, verdicts: Verdicts::default() };
     let mut owners: BTreeMap<LaneId, NodeName> = BTreeMap::new();
     for step in 0..STEPS {
         if step == HOSTILE_STEPS {
@@ -346,9 +476,36 @@ async fn storm(seed: u64) -> Told {
                 }
             }
         }
+        let now_ms = cluster.now_ms();
+        match (fate, senders[guest].presence) {
+            (Fate::ComesAndGoes, Presence::Here) if step < HOSTILE_STEPS && rng.random_ratio(1, 25) => {
+                senders[guest].presence = Presence::Leaving;
+            }
+            (Fate::ComesAndGoes, Presence::Away) => {
+                let back = *comes_back.get_or_insert_with(|| now_ms + rng.random_range(0..150_000));
+                if back <= now_ms || step >= HOSTILE_STEPS {
+                    comes_back = None;
+                    told.verdicts.left += 1;
+                    senders[guest].restart(rng.random());
+                }
+            }
+            (Fate::Retired | Fate::GivenUp, Presence::Here) if step == dies_at => {
+                senders[guest].presence = Presence::Dead { at_ms: now_ms };
+            }
+            (Fate::Retired, Presence::Dead { .. }) if !is_retired && step >= dies_at + patience => {
+                is_retired = retire(&seats, &senders[guest]).await;
+            }
+            _ => {}
+        }
         let which = rng.random_range(0..senders.len());
         let sender = &mut senders[which];
-        if sender.next < LINES && rng.random_ratio(1, 2) {
+        if !sender.is_up() {
+            // Nobody sends anything.
+        } else if which == guest && sender.next < sender.written(now_ms) {
+            // It keeps up with what is written, or it could never leave.
+            let to = (sender.next + rng.random_range(1..40)).min(sender.written(now_ms));
+            sender.ask(&seats, Some(sender.next), to).await;
+        } else if which != guest && sender.next < LINES && rng.random_ratio(1, 2) {
             // Sometimes from before what is expected, as another edge with a batch of its own cut would.
             let from = sender.next.saturating_sub(if rng.random_ratio(1, 5) { rng.random_range(0..40) } else { 0 });
             let from = from.max(sender.line_at(sender.committed.offset)).min(sender.next);
@@ -360,7 +517,7 @@ async fn storm(seed: u64) -> Told {
         }
         idle.at = if rng.random_ratio(1, 10) { rng.random_range(0..seats.len()) } else { idle.at };
         let reporting = if rng.random_ratio(1, 4) { &mut idle } else { &mut senders[which] };
-        if step < HOSTILE_STEPS && rng.random_ratio(1, 50) {
+        if step < HOSTILE_STEPS && reporting.is_up() && rng.random_ratio(1, 50) {
             reporting.restart(rng.random());
         }
         reporting.say(&seats, cluster.now_ms()).await;
@@ -371,19 +528,39 @@ async fn storm(seed: u64) -> Told {
         }
         look(&cluster, &mut published);
     }
+    // To the end: what a new owner finds of one that has left makes it a member again.
+    if matches!(senders[guest].presence, Presence::Leaving | Presence::Away) {
+        senders[guest].restart(rng.random());
+    }
     // The faults have stopped: everything is sent, committed and published within a bound, and every lane is where it should be.
+    // Without data, too, from the first one on in which an agent was known.
+    let size = BucketSize::try_from(60).expect("valid");
+    let known_ms = senders.iter().chain([&idle]).filter_map(|sender| Some(sender.expected.first()?.from_ms)).min();
+    let (mut hours, now_ms) = (BTreeSet::new(), cluster.now_ms());
+    let mut hour = size.bucket_of_ms(known_ms.unwrap_or(now_ms));
+    while hour.start_s() * 1000 <= now_ms {
+        hours.insert(hour);
+        hour = size.bucket_of_ms(hour.end_ms());
+    }
     let quiet = async {
-        while senders.iter().any(|sender| sender.committed.offset < sender.log.len()) {
+        let has_all = |sender: &Sender| sender.is_dead() || sender.committed.offset == sender.log.len();
+        while !senders.iter().all(has_all) {
             tokio::time::sleep(Duration::from_secs(1)).await;
-            for sender in &mut senders {
+            for sender in senders.iter_mut().filter(|sender| sender.is_up()) {
                 let from = (sender.next < LINES).then_some(sender.next);
                 sender.ask(&seats, from, LINES).await;
             }
         }
-        let mut all: Vec<&mut Sender> = senders.iter_mut().chain(std::iter::once(&mut idle)).collect();
-        while lines(&cluster).len() < 3 * LINES || !unpublished(&cluster).is_empty() {
+        while !missing(&cluster, &senders).is_empty()
+            || !unpublished(&cluster).is_empty()
+            || !hours.iter().all(|hour| cluster.files().contains_key(&dir_of(*hour).join(MANIFEST_FILE)))
+        {
             tokio::time::sleep(Duration::from_secs(5)).await;
-            for sender in &mut all {
+            if fate == Fate::Retired {
+                // What a new owner finds of it makes it a member again.
+                retire(&seats, &senders[guest]).await;
+            }
+            for sender in senders.iter_mut().chain(std::iter::once(&mut idle)).filter(|sender| sender.is_up()) {
                 // Whoever has another lane says where it is.
                 sender.ask(&seats, None, 0).await;
                 sender.say(&seats, cluster.now_ms()).await;
@@ -405,18 +582,31 @@ async fn storm(seed: u64) -> Told {
             status.push(process.root.status().await);
         }
         panic!(
-            "not all is as it should be: senders {positions:?}, lines {}, unpublished {:?}, lanes served {:?}, roots {status:#?}",
-            lines(&cluster).len(),
+            "not all is as it should be: {fate:?}, hours {hours:?}, senders {positions:?}, missing {:?}, unpublished {:?}, lanes served {:?}, roots {status:#?}",
+            missing(&cluster, &senders),
             unpublished(&cluster),
             serving(&seats)
         );
     }
     look(&cluster, &mut published);
-    let mut expected: Vec<String> = senders.iter().flat_map(|sender| sender.log.lines()).collect();
-    expected.sort();
-    let found = lines(&cluster);
-    assert!(found == expected, "seed {seed}: {} lines were found, {} were written", found.len(), expected.len());
-    told.complete = judge_hours(&cluster, &senders);
+    let mut found = counts(&cluster);
+    for sender in &senders {
+        for (number, line) in sender.log.lines().into_iter().enumerate() {
+            let count = found.remove(&line).unwrap_or(0);
+            let least = usize::from(sender.must_be_there(number));
+            assert!((least..=1).contains(&count), "seed {seed}: {line:?} is there {count} times");
+        }
+    }
+    assert!(found.is_empty(), "seed {seed}: nobody wrote {found:?}");
+    let judge = HourJudge { fate, publish_partial, roll_size, senders: &senders, guest: &senders[guest] };
+    let with_lines = |sender: &Sender| {
+        let lines = (0..LINES).filter(|line| sender.must_be_there(*line));
+        lines.map(|line| size.bucket_of_ms(sender.log.lines[line].1)).collect::<BTreeSet<_>>()
+    };
+    hours.extend(senders.iter().flat_map(with_lines));
+    for hour in hours {
+        judge.judge(&cluster, hour, &mut told.verdicts);
+    }
     seats.iter().filter_map(|seat| seat.process.as_ref()).for_each(|process| process.root.abandon());
     manifests_tell_the_truth(&cluster);
     told.cruelties = cluster.cruelties();
@@ -428,10 +618,10 @@ fn manifests_tell_the_truth(cluster: &HostileCluster) {
     let files = cluster.files();
     let mut checked = 0;
     for (path, bytes) in files.iter().filter(|(path, _)| is_visible(path) && path.name().ends_with(".json")) {
-        if path.name().starts_with("_seal") {
+        if path.name().starts_with("_seal") || path.name() == PARTIAL_FILE {
             continue;
         }
-        let manifest: super::hours::Manifest = serde_json::from_slice(bytes).expect("a manifest");
+        let manifest: Manifest = serde_json::from_slice(bytes).expect("a manifest");
         for file in &manifest.files {
             let data = &files[&path.parent().expect("it is in a directory").join(&file.name)];
             assert_eq!((file.bytes, file.crc32c), (data.len() as u64, Checksum::of(data)), "{path}: {}", file.name);
@@ -476,50 +666,110 @@ fn look(cluster: &HostileCluster, published: &mut BTreeMap<DfsPath, Bytes>) {
     }
 }
 
-/// Each hour with lines is published, with a success file, and all lines are in it that agents have which were on the roster when it
-/// began. Returns how many hours had to be whole.
-fn judge_hours(cluster: &HostileCluster, senders: &[Sender]) -> usize {
-    let size = BucketSize::try_from(60).expect("valid");
-    let mut expected: BTreeMap<Bucket, Vec<String>> = BTreeMap::new();
-    let mut judged = 0;
-    for sender in senders {
-        for (line, (_, time)) in sender.log.lines().into_iter().zip(&sender.log.lines) {
-            let bucket = size.bucket_of_ms(*time);
-            let lines = expected.entry(bucket).or_default();
-            if sender.known_since_ms.is_some_and(|since| since <= bucket.start_s() * 1000) {
-                lines.push(line);
-            }
-        }
+/// Asks all roots that are awake, as the operator's command does. Returns whether some lane knew the agent.
+async fn retire(seats: &[Seat], sender: &Sender) -> bool {
+    let mut knew = false;
+    for process in seats.iter().filter_map(|seat| seat.process.as_ref()).filter(|process| !process.asleep) {
+        let root = Arc::clone(&process.root);
+        let asked = tokio::time::timeout(PATIENCE, root.retire(sender.log.agent.as_str())).await;
+        knew |= asked.is_ok_and(|counts| counts.values().any(|count| count.is_some_and(|count| count > 0)));
     }
-    let files = cluster.files();
-    for (bucket, mut wanted) in expected {
-        let dir = super::sink::HourDirs::new(&category(), bucket).visible;
-        assert!(files.contains_key(&dir.join("_SUCCESS")), "{bucket} has no success file");
-        let manifest: super::hours::Manifest =
-            serde_json::from_slice(&files[&dir.join(super::hours::MANIFEST_FILE)]).expect("a manifest");
-        assert!(manifest.complete && manifest.losses.is_empty(), "{bucket}: {manifest:?}");
-        let mut found = Vec::new();
+    knew
+}
+
+fn dir_of(hour: Bucket) -> DfsPath {
+    super::sink::HourDirs::new(&category(), hour).visible
+}
+
+/// Judges published hours.
+struct HourJudge<'a> {
+    fate: Fate,
+    publish_partial: bool,
+    roll_size: u64,
+    senders: &'a [Sender],
+    guest: &'a Sender,
+}
+
+impl HourJudge<'_> {
+    /// An hour has every line that it has to have, names whoever is missing and nobody else, has its success file or not, and no
+    /// more files than there may be.
+    fn judge(&self, cluster: &HostileCluster, hour: Bucket, verdicts: &mut Verdicts) {
+        let (files, dir) = (cluster.files(), dir_of(hour));
+        let manifest: Manifest = serde_json::from_slice(&files[&dir.join(MANIFEST_FILE)]).expect("a manifest");
+        let missing: Vec<_> = manifest.missing.iter().map(|one| one.agent.clone()).collect();
+        match (self.fate, self.guest.presence) {
+            (Fate::GivenUp, Presence::Dead { at_ms }) => {
+                assert!(missing.iter().all(|one| *one == self.guest.log.agent), "{hour} lacks {missing:?}");
+                let must_lack = at_ms < hour.end_ms() && !self.guest.expected.is_empty();
+                assert!(!must_lack || missing.len() == 1, "{hour} lacks {missing:?}, and an agent was dead by then");
+            }
+            _ => assert!(missing.is_empty(), "{hour} lacks {missing:?}"),
+        }
+        assert_eq!(manifest.complete, missing.is_empty(), "{hour}");
+        let has_success = files.contains_key(&dir.join("_SUCCESS"));
+        assert_eq!(has_success, manifest.complete || self.publish_partial, "{hour}: {manifest:?}");
+        let partial = files.get(&dir.join(PARTIAL_FILE));
+        let partial: Option<Partial> = partial.map(|bytes| serde_json::from_slice(bytes).expect("a list of agents"));
+        assert_eq!(partial.map_or(Vec::new(), |partial| partial.missing), manifest.missing, "{hour}");
+        let may_lose = |agent: &AgentId| self.fate == Fate::Retired && *agent == self.guest.log.agent;
+        assert!(manifest.losses.iter().all(|loss| may_lose(&loss.agent)), "{hour}: {manifest:?}");
+        verdicts.partial += usize::from(!manifest.complete);
+        verdicts.lossy += usize::from(!manifest.losses.is_empty());
+
+        let mut found = BTreeSet::new();
+        let mut lanes: BTreeMap<LaneId, (u64, u64)> = BTreeMap::new();
         for file in &manifest.files {
             let bytes = &files[&dir.join(&file.name)];
             assert_eq!((bytes.len() as u64, Checksum::of(bytes)), (file.bytes, file.crc32c), "{}", file.name);
             found.extend(text_of(bytes));
+            let lane = lanes.entry(file.lane).or_default();
+            *lane = (lane.0 + 1, lane.1 + file.bytes);
         }
-        assert_eq!(found.len() as u64, manifest.records, "{bucket}");
-        found.sort();
-        wanted.sort();
-        judged += usize::from(!wanted.is_empty());
-        let missing: Vec<&String> = wanted.iter().filter(|line| found.binary_search(line).is_err()).collect();
-        assert!(missing.is_empty(), "{bucket} has a success file and lacks {missing:?}");
+        assert_eq!(found.len() as u64, manifest.records, "{hour}");
+        for (lane, (files, bytes)) in lanes {
+            let most = 2 * bytes / self.roll_size + 1;
+            assert!(files <= most, "{hour}: lane {lane} has {files} files with {bytes} bytes; {most} are the most");
+            verdicts.rolled += usize::from(files > 1);
+        }
+        let mut wanted = 0;
+        for sender in self.senders {
+            for (number, line) in sender.log.lines().into_iter().enumerate() {
+                let belongs = hour.size().bucket_of_ms(sender.log.lines[number].1) == hour;
+                if belongs && sender.must_be_in(number, hour) {
+                    assert!(found.contains(&line), "{hour} was published without {line:?}: {manifest:?}");
+                    wanted += 1;
+                }
+            }
+        }
+        verdicts.judged += usize::from(wanted > 0);
     }
-    judged
 }
 
-/// Data files that no reader sees: segments, and what a failed writer left of one. An unfinished join may stay until the lane has
-/// another owner.
+/// Data files that no reader sees: segments, joins, and what a failed writer left of one.
 fn unpublished(cluster: &HostileCluster) -> Vec<DfsPath> {
     let files = cluster.files().into_keys();
-    let is_join = |path: &DfsPath| path.name().starts_with(super::hours::JOIN_PREFIX);
-    files.filter(|path| !is_visible(path) && path.name().ends_with(".gz") && !is_join(path)).collect()
+    files.filter(|path| !is_visible(path) && path.name().ends_with(".gz")).collect()
+}
+
+/// Lines that have to be published and are not.
+fn missing(cluster: &HostileCluster, senders: &[Sender]) -> Vec<String> {
+    let found = counts(cluster);
+    let mut missing = Vec::new();
+    for sender in senders {
+        let lines = sender.log.lines().into_iter().enumerate();
+        let lacks = |(number, line): &(usize, String)| sender.must_be_there(*number) && !found.contains_key(line);
+        missing.extend(lines.filter(lacks).map(|(_, line)| line));
+    }
+    missing
+}
+
+/// How often each line is there for readers.
+fn counts(cluster: &HostileCluster) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for line in lines(cluster) {
+        *counts.entry(line).or_default() += 1;
+    }
+    counts
 }
 
 pub(super) fn lines(cluster: &HostileCluster) -> Vec<String> {
@@ -566,15 +816,18 @@ fn in_a_storm_every_line_is_published_once_and_nothing_published_changes() {
     }
     let count = std::env::var("TRIBUTARY_SEEDS").ok().and_then(|count| count.parse().ok()).unwrap_or(SEEDS);
     let first = std::env::var("TRIBUTARY_FIRST_SEED").ok().and_then(|first| first.parse().ok()).unwrap_or(0);
-    let (mut torn, mut moved, mut slept_too_long, mut complete) = (0, 0, 0, 0);
+    let (mut torn, mut moved, mut slept_too_long, mut verdicts) = (0, 0, 0, Verdicts::default());
     for seed in first..first + count {
         let told = run(seed);
         torn += told.cruelties.torn_tails;
         moved += told.moved;
         slept_too_long += told.slept_too_long;
-        complete += told.complete;
+        verdicts = verdicts.plus(told.verdicts);
     }
-    assert!(complete as u64 > count, "hardly any hour was judged: {complete}");
+    println!("{count} storms: {verdicts:?}");
+    assert!(verdicts.judged as u64 > count, "hardly any hour was judged: {verdicts:?}");
+    assert!(verdicts.rolled > 0, "no hour had several files of a lane");
+    assert!(verdicts.partial > 0 && verdicts.lossy > 0 && verdicts.left > 0, "no agent went: {verdicts:?}");
     assert!(torn > 0, "no file was ever torn: the storm was none");
     assert!(slept_too_long > 0 && moved > slept_too_long / 4, "no lane ever moved: {moved} moves");
 }
@@ -584,6 +837,7 @@ fn in_a_storm_every_line_is_published_once_and_nothing_published_changes() {
 fn a_seed_repeats_its_storm() {
     for seed in 0..6 {
         let (first, second) = (run(seed), run(seed));
-        assert_eq!((first.cruelties, first.moved), (second.cruelties, second.moved), "seed {seed}");
+        let told = |told: &Told| (told.cruelties, told.moved, told.verdicts);
+        assert_eq!(told(&first), told(&second), "seed {seed}");
     }
 }
