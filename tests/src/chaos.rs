@@ -210,6 +210,9 @@ pub async fn run(name: &str, options: &ChaosOptions, say: impl Fn(&str)) -> Resu
         proxies: true,
         sink,
         small_disks: if SmallDisk::is_possible() { SMALL_DISKS.to_vec() } else { Vec::new() },
+        // So small that files are closed for their size, beside what failures leave.
+        roll_size: "1 MiB".into(),
+        root_lines: "commit_bytes = \"256 KiB\"\n".into(),
         ..ClusterOptions::default()
     });
     let mut chaos = Chaos { cluster: cluster.await?, hdfs, say };

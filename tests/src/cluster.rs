@@ -41,6 +41,7 @@ use reqwest::Client;
 use rustix::process::Signal;
 use tempfile::TempDir;
 use tributary_common::ids::{AgentId, LaneCount};
+use tributary_common::topology::Topology;
 
 use crate::disk::SmallDisk;
 use crate::process::{AtParentDeath, Process, log_tail};
@@ -130,6 +131,8 @@ pub struct ClusterOptions {
     pub small_disks: Vec<(Role, u32)>,
     /// More tables for the topology; default none.
     pub topology_lines: String,
+    /// More lines for the short timeouts of `[root]`; default none.
+    pub root_lines: String,
     /// More lines for the top of the agents' files; default none.
     pub agent_lines: String,
     /// Tables in place of the short timeouts of `[root]`, `[spool]`, `[forward]`; default `None`.
@@ -157,6 +160,7 @@ impl Default for ClusterOptions {
             exclude: "*.gz".into(),
             small_disks: Vec::new(),
             topology_lines: String::new(),
+            root_lines: String::new(),
             agent_lines: String::new(),
             tables: None,
             folder: None,
@@ -336,6 +340,16 @@ impl Cluster {
                 Tree::Hdfs { uri: uri.clone(), webhdfs: webhdfs.clone(), path: path.clone() }
             }
         }
+    }
+
+    /// At what size the files of the category are closed, in bytes.
+    ///
+    /// # Errors
+    /// The topology can't be read.
+    pub fn roll_size(&self) -> Result<u64> {
+        let topology = Topology::load(&self.folder().join("topology.toml"))?;
+        let category = topology.categories().iter().find(|(name, _)| name.as_str() == self.category());
+        Ok(category.context("the topology has no such category")?.1.roll_size)
     }
 
     /// The category of all lines.

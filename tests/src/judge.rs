@@ -15,7 +15,7 @@ use crate::cluster::{Cluster, Role};
 use crate::lines::{Difference, Lines};
 use crate::process::{AtParentDeath, Process};
 use crate::programs::Programs;
-use crate::published::{DataFile, Published};
+use crate::published::{DataFile, Published, Rules};
 use crate::readers::{Reader, Tree, read_lines};
 use crate::wait::until;
 
@@ -31,8 +31,10 @@ pub struct Report {
     /// What each reader has too little and too much.
     pub differences: Vec<(Reader, Difference)>,
     written_bytes: u64,
-    hours: usize,
-    files: usize,
+    /// Published buckets.
+    pub hours: usize,
+    /// Their files.
+    pub files: usize,
     file_bytes: u64,
     /// Files beside published hours.
     pub late_files: Vec<String>,
@@ -85,6 +87,8 @@ impl fmt::Display for Report {
 pub struct Scenario {
     name: String,
     readers: Vec<Reader>,
+    may_lack: Vec<String>,
+    partial_succeeds: bool,
     begun: Instant,
 }
 
@@ -92,7 +96,21 @@ impl Scenario {
     /// A scenario by its name, which is a file name too, judged by `readers`.
     #[must_use]
     pub fn new(name: &str, readers: &[Reader]) -> Self {
-        Self { name: name.to_owned(), readers: readers.to_vec(), begun: Instant::now() }
+        Self {
+            name: name.to_owned(),
+            readers: readers.to_vec(),
+            may_lack: Vec::new(),
+            partial_succeeds: false,
+            begun: Instant::now(),
+        }
+    }
+
+    /// These hosts die for ever, so hours may be published without them; with a success file when `partial_succeeds`.
+    #[must_use]
+    pub fn without(mut self, hosts: &[&str], partial_succeeds: bool) -> Self {
+        self.may_lack = hosts.iter().map(|host| (*host).to_owned()).collect();
+        self.partial_succeeds = partial_succeeds;
+        self
     }
 
     /// Ends it, `written` being the files that hold all lines that were written, each as often as it was.
@@ -169,7 +187,12 @@ impl Scenario {
             complaints: Vec::new(),
             elapsed: Duration::ZERO,
         };
-        report.complaints.extend(published.check_manifests().err().map(|error| format!("{error:#}")));
+        let rules = Rules {
+            roll_size: cluster.roll_size()?,
+            may_lack: self.may_lack.clone(),
+            partial_succeeds: self.partial_succeeds,
+        };
+        report.complaints.extend(published.check_manifests(&rules).err().map(|error| format!("{error:#}")));
         for reader in &self.readers {
             let mut found = read_lines(*reader, &sink.below(cluster.category())).await?;
             if let Some(late_lines) = read_late(*reader, sink, cluster.category(), &late).await? {

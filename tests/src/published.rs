@@ -27,6 +27,8 @@ pub struct Hour {
     pub late: Vec<DataFile>,
     /// Whether its success file is there.
     pub success: bool,
+    /// Whether `_PARTIAL.json` is there.
+    pub partial: bool,
     /// Its own manifest.
     pub manifest: Option<Manifest>,
     /// Those of the late files.
@@ -46,8 +48,16 @@ impl Hour {
     }
 }
 
-/// The roll size of the trees that are judged: the default.
-const ROLL_SIZE: u64 = 1 << 30;
+/// What hours must be like.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// At what size files are closed.
+    pub roll_size: u64,
+    /// The hosts that are away for ever: hours may be published without them, and without anybody else never.
+    pub may_lack: Vec<String>,
+    /// Whether an hour that lacks one of them has its success file all the same.
+    pub partial_succeeds: bool,
+}
 
 /// The fields of a manifest that the tests need.
 #[derive(Clone, Debug, Deserialize)]
@@ -56,6 +66,19 @@ pub struct Manifest {
     pub records: u64,
     /// Its files.
     pub files: Vec<ManifestFile>,
+    /// Whether no agent is missing.
+    pub complete: bool,
+    /// The agents that are missing.
+    pub missing: Vec<Missing>,
+}
+
+/// An agent that an hour was published without.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Missing {
+    /// Its id.
+    pub agent: String,
+    /// Its host name.
+    pub host: String,
 }
 
 /// A file in a manifest.
@@ -118,6 +141,8 @@ impl Published {
             entry.late_manifests.push(read_manifest(sink, &file.path).await?);
         } else if name == "_SUCCESS" {
             entry.success = true;
+        } else if name == "_PARTIAL.json" {
+            entry.partial = true;
         } else if is_data && is_late {
             entry.late.push(file);
         } else if is_data {
@@ -146,13 +171,17 @@ impl Published {
         self.hours.values().flat_map(|hour| hour.late.iter().cloned()).collect()
     }
 
-    /// Fails when manifests and files differ, a success file is missing, or there are more files than there may be.
+    /// Fails when manifests and files differ, a success file is missing or should not be there, an hour lacks an agent that is
+    /// not away for ever, or there are more files than there may be.
     ///
     /// # Errors
     /// The first that is wrong.
-    pub fn check_manifests(&self) -> Result<()> {
+    pub fn check_manifests(&self, rules: &Rules) -> Result<()> {
         for (folder, hour) in &self.hours {
-            ensure!(hour.success, "{folder} has no _SUCCESS");
+            let complete = hour.manifest.as_ref().is_none_or(|manifest| manifest.complete);
+            ensure!(!complete || hour.success, "{folder} has no _SUCCESS");
+            ensure!(complete || hour.success == rules.partial_succeeds, "{folder} lacks agents, and _SUCCESS is wrong");
+            ensure!(complete != hour.partial, "{folder} has a wrong _PARTIAL.json, or none");
             let mut named: Vec<(String, u64)> = Vec::new();
             for manifest in hour.manifests() {
                 let records: u64 = manifest.files.iter().map(|file| file.records).sum();
@@ -161,7 +190,10 @@ impl Published {
                     "{folder}: a manifest's {} records are {records}",
                     manifest.records
                 );
-                check_bound(manifest).with_context(|| folder.clone())?;
+                ensure!(manifest.complete == manifest.missing.is_empty(), "{folder}: {:?}", manifest.missing);
+                let wrong = manifest.missing.iter().find(|one| !rules.may_lack.contains(&one.host));
+                ensure!(wrong.is_none(), "{folder} was published without {wrong:?}");
+                check_bound(manifest, rules.roll_size).with_context(|| folder.clone())?;
                 named.extend(manifest.files.iter().map(|file| (file.name.clone(), file.bytes)));
             }
             let present = hour.files.iter().chain(&hour.late);
@@ -176,7 +208,7 @@ impl Published {
 }
 
 /// Fails when a lane has more files of a codec than twice the bytes over the roll size, and one.
-fn check_bound(manifest: &Manifest) -> Result<()> {
+fn check_bound(manifest: &Manifest, roll_size: u64) -> Result<()> {
     let mut lanes: BTreeMap<(u16, &str), (u64, u64)> = BTreeMap::new();
     for file in &manifest.files {
         let codec = file.name.rsplit('.').next().unwrap_or_default();
@@ -185,7 +217,7 @@ fn check_bound(manifest: &Manifest) -> Result<()> {
         *bytes += file.bytes;
     }
     for ((lane, codec), (files, bytes)) in lanes {
-        let most = 2 * bytes / ROLL_SIZE + 1;
+        let most = 2 * bytes / roll_size + 1;
         ensure!(files <= most, "lane {lane} has {files} files of {codec} with {bytes} bytes; {most} are the most");
     }
     Ok(())
@@ -258,7 +290,7 @@ mod tests {
         write(&format!("{hour}/x.gz"), "12345")?;
         write(
             &format!("{hour}/_MANIFEST.json"),
-            r#"{"records":3,"files":[{"name":"x.gz","lane":0,"bytes":5,"records":3}],"version":1}"#,
+            r#"{"records":3,"files":[{"name":"x.gz","lane":0,"bytes":5,"records":3}],"complete":true,"missing":[],"version":1}"#,
         )?;
         write(&format!("{hour}/_late/y.gz"), "1")?;
         write("app/dt=2026-11-22/.hm=2016/z.gz", "12")?;
@@ -268,21 +300,53 @@ mod tests {
         let look = async || Published::look(&Tree::Local(folder.path().to_owned())).await;
         let seen = look().await?;
         assert_eq!((seen.records(), seen.files().len(), seen.late().len(), seen.unpublished.len()), (3, 1, 1, 2));
-        assert!(format!("{:#}", seen.check_manifests().expect_err("no _SUCCESS")).contains("_SUCCESS"));
+        let rules = Rules { roll_size: 4, may_lack: vec!["web-1".into()], partial_succeeds: false };
+        assert!(format!("{:#}", seen.check_manifests(&rules).expect_err("no _SUCCESS")).contains("_SUCCESS"));
         write(&format!("{hour}/_SUCCESS"), "")?;
-        let error = look().await?.check_manifests().expect_err("a file without a manifest");
+        let error = look().await?.check_manifests(&rules).expect_err("a file without a manifest");
         assert!(format!("{error:#}").contains("y.gz"), "{error:#}");
         write(
             &format!("{hour}/_late/_y.gz.manifest.json"),
-            r#"{"records":1,"files":[{"name":"y.gz","bytes":1,"records":1}]}"#,
+            r#"{"records":1,"files":[{"name":"y.gz","bytes":1,"records":1}],"complete":true,"missing":[]}"#,
         )?;
-        look().await?.check_manifests()?;
-        let two = r#"{"records":3,"files":[{"name":"x.gz","lane":0,"bytes":5,"records":3},{"name":"w.gz","lane":0,"bytes":1,"records":0}]}"#;
-        write(&format!("{hour}/_MANIFEST.json"), two)?;
-        let error = look().await?.check_manifests().expect_err("two small files of one lane");
-        assert!(format!("{error:#}").contains("2 files"), "{error:#}");
+        look().await?.check_manifests(&rules)?;
         write(&format!("{hour}/readme"), "")?;
         assert!(look().await.is_err(), "readers would read it");
         Ok(())
+    }
+
+    fn hour(files: &[u64], missing: &[&str], success: bool) -> Published {
+        let of = |host: &&str| Missing { agent: (*host).to_owned(), host: (*host).to_owned() };
+        let file =
+            |(n, bytes): (usize, &u64)| ManifestFile { name: format!("{n}.gz"), lane: 1, bytes: *bytes, records: 1 };
+        let manifest = Manifest {
+            records: files.len() as u64,
+            files: files.iter().enumerate().map(file).collect(),
+            complete: missing.is_empty(),
+            missing: missing.iter().map(of).collect(),
+        };
+        let present = manifest.files.iter().map(|file| DataFile { path: file.name.clone(), bytes: file.bytes });
+        let hour = Hour {
+            files: present.collect(),
+            success,
+            partial: !missing.is_empty(),
+            manifest: Some(manifest),
+            ..Hour::default()
+        };
+        Published { hours: [("app".to_owned(), hour)].into(), unpublished: Vec::new() }
+    }
+
+    #[test]
+    fn hours_have_few_files_and_lack_only_who_is_away_for_ever() {
+        let rules = |partial_succeeds| Rules { roll_size: 100, may_lack: vec!["web-1".into()], partial_succeeds };
+        let is_good = |hour: Published, partial_succeeds| hour.check_manifests(&rules(partial_succeeds)).is_ok();
+        assert!(is_good(hour(&[50, 50, 99], &[], true), false));
+        assert!(!is_good(hour(&[50, 20, 20], &[], true), false), "two files could be one");
+        for succeeds in [false, true] {
+            assert!(is_good(hour(&[1], &["web-1"], succeeds), succeeds));
+            assert!(!is_good(hour(&[1], &["web-1"], !succeeds), succeeds));
+            assert!(!is_good(hour(&[1], &["web-1", "web-2"], succeeds), succeeds));
+            assert!(!is_good(hour(&[1], &[], false), succeeds));
+        }
     }
 }

@@ -30,7 +30,18 @@ pub async fn reported(
     options: ClusterOptions,
     act: impl AsyncFnOnce(&mut Cluster) -> Result<Vec<PathBuf>>,
 ) -> Result<Report> {
-    let scenario = Scenario::new(name, &[Reader::Zcat]);
+    judged(Scenario::new(name, &[Reader::Zcat]), options, act).await
+}
+
+/// The same, judged as `scenario` says.
+///
+/// # Errors
+/// As of [`scenario`].
+pub async fn judged(
+    scenario: Scenario,
+    options: ClusterOptions,
+    act: impl AsyncFnOnce(&mut Cluster) -> Result<Vec<PathBuf>>,
+) -> Result<Report> {
     let mut cluster = Cluster::start(options).await?;
     let outcome = async {
         let written = act(&mut cluster).await?;

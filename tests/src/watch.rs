@@ -63,7 +63,7 @@ impl Watch {
         look(&self.sink, &mut seen).await?;
         let mut now = BTreeMap::new();
         look(&self.sink, &mut now).await?;
-        let lines = lines_per_minute(written)?;
+        let lines = lines_per_bucket(written, "dt=%Y-%m-%d/hm=%H%M")?;
         for (folder, hour) in &seen {
             ensure!(now.get(folder) == Some(hour), "{folder} was {hour:?} at first and is {:?} now", now.get(folder));
             let minute = folder.split_once('/').map_or(folder.as_str(), |(_category, minute)| minute);
@@ -94,8 +94,11 @@ async fn see(sink: &Tree, hour: &Hour) -> Result<Seen> {
     Ok(Seen { records: manifest.records, files })
 }
 
-/// How many lines of these files belong to each minute, by the minute's folder.
-fn lines_per_minute(files: &[PathBuf]) -> Result<BTreeMap<String, u64>> {
+/// How many lines of these files belong to each bucket, by its folder; `form` says how one is named by its time.
+///
+/// # Errors
+/// A file can't be read, or has a line that is not of [`AccessLog`](crate::synthetic::AccessLog).
+pub fn lines_per_bucket(files: &[PathBuf], form: &str) -> Result<BTreeMap<String, u64>> {
     let mut counts = BTreeMap::new();
     // Lines stand in the order of their times: most have the time of the one before.
     let (mut last, mut folder) = (String::new(), String::new());
@@ -111,7 +114,7 @@ fn lines_per_minute(files: &[PathBuf]) -> Result<BTreeMap<String, u64>> {
                 let moment =
                     Timestamp::strptime(TIME_FORMAT, time).with_context(|| format!("reading the time {time}"))?;
                 time.clone_into(&mut last);
-                folder = moment.strftime("dt=%Y-%m-%d/hm=%H%M").to_string();
+                folder = moment.strftime(form).to_string();
             }
             match counts.get_mut(&folder) {
                 Some(count) => *count += 1,
@@ -142,7 +145,7 @@ mod tests {
         write(
             root,
             &format!("{hour}/_MANIFEST.json"),
-            format!(r#"{{"records":{records},"files":{files}}}"#).as_bytes(),
+            format!(r#"{{"records":{records},"files":{files},"complete":true,"missing":[]}}"#).as_bytes(),
         )?;
         write(root, &format!("{hour}/_SUCCESS"), b"")
     }

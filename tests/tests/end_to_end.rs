@@ -14,7 +14,7 @@ use rustix::process::Signal;
 use tributary_tests::cluster::{Cluster, ClusterOptions, Role};
 use tributary_tests::logrotate::{Compress, Logrotate, LogrotateOptions, Method};
 use tributary_tests::published::Published;
-use tributary_tests::scenario::{copy, log, restart, rotating_writer, scenario, stop};
+use tributary_tests::scenario::{copy, log, reported, restart, rotating_writer, scenario, stop};
 use tributary_tests::synthetic::AccessLog;
 use tributary_tests::wait::until;
 use tributary_tests::writer::{Writer, WriterOptions};
@@ -98,7 +98,13 @@ async fn zstd_from_the_agent_to_the_file() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn kill_9_of_each_process_in_turn_under_load_and_rotation() -> Result<()> {
-    scenario("kill -9 of each in turn", ClusterOptions::default(), async |cluster| {
+    // So small that files are closed for their size, too: the judge knows how many a minute may have.
+    let options = ClusterOptions {
+        roll_size: "1 MiB".into(),
+        root_lines: "commit_bytes = \"256 KiB\"\n".into(),
+        ..ClusterOptions::default()
+    };
+    let report = reported("kill -9 of each in turn", options, async |cluster| {
         let writer = rotating_writer(cluster, 0)?;
         for _ in 0..3 {
             for role in ONE_AGENT {
@@ -109,10 +115,13 @@ async fn kill_9_of_each_process_in_turn_under_load_and_rotation() -> Result<()> 
                 restart(cluster, role).await?;
             }
         }
-        writer.wait_for_more(3000).await?;
+        // Enough for several files, however the minutes share them.
+        writer.wait_for_more(20_000).await?;
         stop(writer)
     })
-    .await
+    .await?;
+    ensure!(report.files > report.hours, "no file was closed for its size: {report}");
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,5 +1,6 @@
 //! Hours are complete when every agent is past them: the idle one, the new one, the one that was away, and the one that finds a
-//! file late; also days, quarters of an hour, and hours of last week. On real processes.
+//! file late; also days, quarters of an hour, and hours of last week. One that dies for ever is waited for as long as it was
+//! said, and named. On real processes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -11,10 +12,11 @@ use jiff::tz::TimeZone;
 use rustix::process::Signal;
 use serde_json::Value;
 use tributary_tests::cluster::{Cluster, ClusterOptions, Role};
-use tributary_tests::judge::Report;
+use tributary_tests::judge::{Report, Scenario};
 use tributary_tests::proxy::Fault;
-use tributary_tests::published::Published;
-use tributary_tests::scenario::{log, reported, restart, stop_all, writers};
+use tributary_tests::published::{Published, read};
+use tributary_tests::readers::Reader;
+use tributary_tests::scenario::{judged, log, reported, restart, stop_all, writers};
 use tributary_tests::synthetic::AccessLog;
 use tributary_tests::wait::until;
 
@@ -169,6 +171,84 @@ async fn hours_wait_for_agents_that_are_cut_off_and_are_whole_when_they_are_back
     })
     .await?;
     nothing_is_late(&report, &held)
+}
+
+/// An agent dies for ever, with all stored that it had read. The minute in which that was, and those after it, wait for
+/// `give_up_after` and are published without it; and say so.
+async fn dead_for_ever(on_missing: &str) -> Result<()> {
+    const DEAD: usize = 1;
+    const GIVE_UP_AFTER_S: i64 = 60;
+    let succeeds = on_missing == "publish";
+    let options = ClusterOptions {
+        agents: 2,
+        lanes: 2,
+        root_lines: format!("give_up_after = \"{GIVE_UP_AFTER_S}s\"\non_missing = \"{on_missing}\"\n"),
+        ..ClusterOptions::default()
+    };
+    let scenario = Scenario::new(&format!("hours: dead for ever, {on_missing}"), &[Reader::Zcat]);
+    let report = judged(scenario.without(&["web-1"], succeeds), options, async |cluster| {
+        let writers = writers(cluster, 1, 200)?;
+        until_known(cluster, &[0, DEAD]).await?;
+        until("a minute with time left", LIMIT, async || Ok((now_s() % 60 < 30).then_some(()))).await?;
+        let minute = now_s() / 60 * 60;
+        let dead = log(cluster, DEAD);
+        fs::write(&dead, lines(1_000_000_000, minute..minute + 30, 1))?;
+        cluster.wait_until_committed(DEAD, &dead).await?;
+        cluster.kill9(Role::Agent(DEAD))?;
+        ensure!(now_s() < minute + 60, "it took so long that the agent may have been past the minute");
+
+        until("the minute to wait for the dead agent alone", LIMIT, async || {
+            let alone = BTreeSet::from(["web-1".to_owned()]);
+            Ok((waits_for(cluster, minute).await? == Some(alone)).then_some(()))
+        })
+        .await?;
+        let folder = minute_folder(cluster, minute)?;
+        let hour = until("the minute to be published", LIMIT, async || {
+            Ok(Published::look(&cluster.sink()).await?.hours.remove(&folder))
+        })
+        .await?;
+        ensure!(now_s() >= minute + 60 + GIVE_UP_AFTER_S, "it was not waited for the agent");
+        ensure!(hour.success == succeeds && hour.partial, "{hour:?}");
+        let json_of = async |name: &str| -> Result<Value> {
+            Ok(serde_json::from_slice(&read(&cluster.sink(), &format!("{folder}/{name}")).await?)?)
+        };
+        let (manifest, partial) = (json_of("_MANIFEST.json").await?, json_of("_PARTIAL.json").await?);
+        for said in [&manifest["missing"], &partial["missing"]] {
+            ensure!(said.as_array().is_some_and(|said| said.len() == 1) && said[0]["host"] == "web-1", "{said}");
+        }
+        ensure!(manifest["complete"] == false, "{manifest:#}");
+        let agent = manifest["missing"][0]["agent"].as_str().context("an agent has a name")?;
+        ensure!(manifest["agents"][agent]["records"] == 30, "what was stored of the dead agent is there: {manifest:#}");
+
+        let shown = json(cluster, &["hours", "--json", "--category", cluster.category()]).await?;
+        let hours = shown["hours"].as_array().context("no list of hours")?;
+        let shown = hours.iter().find(|hour| hour["bucket_start_s"] == minute).context("the minute is not listed")?;
+        ensure!(shown["state"] == "partial" && shown["agents"][0]["host"] == "web-1", "{shown:#}");
+        let moment = Timestamp::from_second(minute)?.to_string();
+        let wait = ["hours", "wait", "--category", cluster.category(), "--hour", &moment, "--timeout", "20s"];
+        let (code, told) = cluster.ask(HERE, &wait).await?;
+        ensure!(code.is_some_and(|code| code != 0), "hours wait ends with {code:?}: {told}");
+
+        // Nothing waits for it any more. What was published stays as it is.
+        let (code, told) = cluster.ask(HERE, &["agents", "retire", "web-1"]).await?;
+        ensure!(code == Some(0), "agents retire ends with {code:?}: {told}");
+        let mut written = stop_all(writers)?;
+        written.push(dead);
+        Ok(written)
+    })
+    .await?;
+    ensure!(report.late_files.is_empty(), "{:?}", report.late_files);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_hour_is_published_without_an_agent_that_died_for_ever_and_names_it() -> Result<()> {
+    dead_for_ever("partial").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_readers_want_it_an_hour_without_a_dead_agent_has_its_success_file_too() -> Result<()> {
+    dead_for_ever("publish").await
 }
 
 /// Two agents find the logs of `from..to`, seconds before a week ago's midnight; each bucket is published with what is its own.

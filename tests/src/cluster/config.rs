@@ -52,7 +52,10 @@ impl Cluster {
         let tables = self.options.tables.clone().unwrap_or_else(|| {
             let local = matches!(self.options.sink, Sink::Local);
             // On HDFS the default is a minute, which each restart would have to be waited for.
-            let mut root = if local { String::new() } else { "settle = \"1s\"\n".to_owned() };
+            let mut root = self.options.root_lines.clone();
+            if !local {
+                root += "settle = \"1s\"\n";
+            }
             let mut sink = String::new();
             if self.options.roots > 1 {
                 // A sleeping owner is waited for in every test, so for as short as one slow call allows.
