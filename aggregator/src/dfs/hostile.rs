@@ -208,6 +208,7 @@ struct State {
     processes: ProcessId,
     nonces: u64,
     born: Instant,
+    birth_ms: i64,
     done: Cruelties,
     /// Files that were asked for and not closed by their writer.
     unfinished: BTreeSet<DfsPath>,
@@ -225,7 +226,7 @@ enum Fate {
 
 impl State {
     fn now_ms(&self) -> i64 {
-        BIRTH_MS + i64::try_from(self.born.elapsed().as_millis()).unwrap_or(i64::MAX)
+        self.birth_ms + i64::try_from(self.born.elapsed().as_millis()).unwrap_or(i64::MAX)
     }
 
     fn chance(&mut self, per_mille: u16) -> bool {
@@ -476,11 +477,17 @@ impl HostileCluster {
     /// An empty one.
     #[must_use]
     pub fn new(seed: u64, hostility: Hostility) -> Self {
+        Self::born_at(BIRTH_MS, seed, hostility)
+    }
+
+    /// An empty one, whose time of day is `birth_ms` now, in milliseconds since 1970.
+    #[must_use]
+    pub fn born_at(birth_ms: i64, seed: u64, hostility: Hostility) -> Self {
         Self {
             state: Arc::new(Mutex::new(State {
                 rng: StdRng::seed_from_u64(seed),
                 hostility,
-                nodes: BTreeMap::from([(ROOT, (Node::Dir(BTreeMap::new()), BIRTH_MS))]),
+                nodes: BTreeMap::from([(ROOT, (Node::Dir(BTreeMap::new()), birth_ms))]),
                 next_id: ROOT,
                 calls: 0,
                 late: Vec::new(),
@@ -492,6 +499,7 @@ impl HostileCluster {
                 processes: 0,
                 nonces: 0,
                 born: Instant::now(),
+                birth_ms,
                 done: Cruelties::default(),
                 unfinished: BTreeSet::new(),
             })),

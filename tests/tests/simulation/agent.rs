@@ -134,6 +134,10 @@ pub(crate) struct Agent {
     vanished: Vanished,
     reporting: bool,
     report_at: Instant,
+    /// The number of the report with which it began to leave.
+    parting: Option<u64>,
+    /// The number of the report from which on it is there again, after it began to leave.
+    stays_from: u64,
 }
 
 fn source() -> Source {
@@ -167,6 +171,8 @@ impl Agent {
             vanished: Vanished::default(),
             reporting: false,
             report_at: now(),
+            parting: None,
+            stays_from: 0,
             options: WorkerOptions { sources: vec![source()], batch_bytes: BATCH_BYTES },
             server,
             gate,
@@ -217,8 +223,8 @@ impl Agent {
         }
         self.send();
         self.ask();
-        self.report();
         self.show();
+        self.report();
     }
 
     fn tail(&mut self, inode: u64) -> &mut Tail {
@@ -567,17 +573,27 @@ impl Agent {
             return;
         }
         let Some((server, to)) = self.choose() else { return };
+        let next = self.reporter.number() + 1;
+        if self.server.wants_to_leave() && self.server.is_done() {
+            self.parting.get_or_insert(next);
+            self.server.says_goodbye(now_ms);
+        } else if self.parting.take().is_some() {
+            // More has come: it stays after all.
+            self.stays_from = next;
+        }
         let committed: BTreeMap<StreamId, u64> = (self.tails.values().filter_map(|tail| tail.named.as_ref()))
             .map(|named| (named.stream_id, named.stream.committed().offset))
             .collect();
-        let claim = self.watermark.reached().map(|(watermark_ms, streams)| {
+        let reached = self.watermark.reached().map(|(watermark_ms, streams)| {
             let named = streams.iter().map(|(&stream, &offset)| StreamOffset { stream, offset });
             let open = |one: &StreamOffset| committed.get(&one.stream).copied().unwrap_or(0) < one.offset;
             (watermark_ms, named.filter(open).collect())
         });
+        // All of it is committed.
+        let claim = if self.parting.is_some() { Some((now_ms, Vec::new())) } else { reached };
         let has = |stream: StreamId| committed.contains_key(&stream);
         let lost = self.vanished.look(at, LOST_AFTER, self.reporter.waiting_for(), has);
-        let facts = Facts { claim, lost, last: false, held_by: self.watermark.held_by().to_owned() };
+        let facts = Facts { claim, lost, last: self.parting.is_some(), held_by: self.watermark.held_by().to_owned() };
         let frame = Report {
             lane: self.server.agent.lane(self.trade.lanes),
             agent: self.server.agent.clone(),
@@ -614,7 +630,11 @@ impl Agent {
                 for answer in answers.into_iter().flatten() {
                     self.reporter.told(answer);
                 }
-                if self.reporter.is_known() {
+                if self.parting.is_some_and(|number| self.reporter.is_heard(number)) {
+                    self.server.leaves();
+                    self.gate.kill();
+                } else if self.parting.is_none() && self.reporter.is_known() && self.reporter.is_heard(self.stays_from)
+                {
                     self.server.is_known_from((self.trade.clock_ms)());
                 }
                 return;

@@ -8,9 +8,10 @@ use bytes::Bytes;
 use http::StatusCode;
 use tributary_aggregator::dfs::DfsPath;
 use tributary_aggregator::dfs::hostile::HostileCluster;
-use tributary_aggregator::root::hours::Manifest;
+use tributary_aggregator::root::hours::{MANIFEST_FILE, Manifest, PARTIAL_FILE, Partial};
+use tributary_common::bucket::{Bucket, BucketSize};
 use tributary_common::frame::{FrameHeader, Peek};
-use tributary_common::ids::StreamId;
+use tributary_common::ids::{LaneId, StreamId};
 use tributary_common::messages::Answers;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -20,6 +21,16 @@ use crate::server::{Server, Written};
 
 /// A range of a stream's bytes.
 type Span = (StreamId, u64, u64);
+
+/// What hours must be like.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct HourRules {
+    pub(crate) roll_size: u64,
+    /// Whether an hour has its success file though an agent is missing.
+    pub(crate) publish_partial: bool,
+    /// Whether hours are published without a server that is gone for ever: nobody says that it is.
+    pub(crate) gives_up: bool,
+}
 
 /// The frames of a file, as far as they were read.
 #[derive(Default)]
@@ -43,12 +54,15 @@ struct State {
     diverged: u64,
     out_of_order: u64,
     hours: u64,
+    partial: u64,
+    rolled: u64,
 }
 
 #[derive(Clone)]
 pub(crate) struct Judge {
     cluster: HostileCluster,
     trace: Trace,
+    rules: HourRules,
     state: Arc<Mutex<State>>,
 }
 
@@ -69,6 +83,10 @@ pub(crate) struct Verdicts {
     pub(crate) out_of_order: u64,
     /// Hours that were published.
     pub(crate) hours: u64,
+    /// Those of them without an agent.
+    pub(crate) partial: u64,
+    /// Those of them with several files of a lane.
+    pub(crate) rolled: u64,
 }
 
 fn is_visible(path: &DfsPath) -> bool {
@@ -100,9 +118,9 @@ fn scan(bytes: &[u8], mut from: usize, spans: &mut Vec<Span>) -> usize {
 }
 
 impl Judge {
-    pub(crate) fn new(cluster: HostileCluster, trace: Trace, files_change: bool) -> Self {
+    pub(crate) fn new(cluster: HostileCluster, trace: Trace, rules: HourRules, files_change: bool) -> Self {
         let state = State { files_change, ..State::default() };
-        Self { cluster, trace, state: Arc::new(Mutex::new(state)) }
+        Self { cluster, trace, rules, state: Arc::new(Mutex::new(state)) }
     }
 
     /// Something happened that must not.
@@ -194,11 +212,16 @@ impl Judge {
         }
         let known: BTreeSet<Option<DfsPath>> = state.published.keys().map(DfsPath::parent).collect();
         let is_new = |path: &&DfsPath| path.name() == "_MANIFEST.json" && !state.published.contains_key(*path);
-        let new: Vec<&DfsPath> = files.keys().filter(is_new).collect();
-        for manifest in new {
-            broken.extend(not_whole(manifest, &files, servers));
+        let new: Vec<DfsPath> = files.keys().filter(is_new).cloned().collect();
+        for path in new {
+            let hour = Hour::of(&path, &files);
+            broken.extend(hour.without(servers, self.rules));
+            broken.extend(hour.not_whole(servers));
+            broken.extend(hour.too_many_files(self.rules.roll_size));
+            state.hours += 1;
+            state.partial += u64::from(!hour.manifest.complete);
+            state.rolled += u64::from(hour.lanes().values().any(|(files, _)| *files > 1));
         }
-        state.hours += files.keys().filter(is_new).count() as u64;
         for (path, bytes) in files {
             if state.published.contains_key(&path) {
                 continue;
@@ -229,11 +252,26 @@ impl Judge {
         locked(&self.state).broken.clone()
     }
 
-    /// Data files that no reader sees. An unfinished join may stay until the lane has another owner.
+    /// Data files that no reader sees, joins too.
     pub(crate) fn unpublished(&self) -> Vec<DfsPath> {
         let files = self.cluster.files().into_keys();
-        let is_join = |path: &DfsPath| path.name().starts_with(tributary_aggregator::root::hours::JOIN_PREFIX);
-        files.filter(|path| !is_visible(path) && is_data(path) && !is_join(path)).collect()
+        files.filter(|path| !is_visible(path) && is_data(path)).collect()
+    }
+
+    /// The first hour that is not published, from the one on in which an owner first knew an agent, to the one of `to_ms`.
+    pub(crate) fn unpublished_hour(&self, servers: &[Arc<Server>], size: BucketSize, to_ms: i64) -> Option<Bucket> {
+        let from_ms = servers.iter().filter_map(|server| server.known_ms()).min()?;
+        let state = locked(&self.state);
+        let mut hour = size.bucket_of_ms(from_ms);
+        while hour.start_s() * 1000 <= to_ms {
+            let day = hour.parent_dir().map(|day| format!("{day}/")).unwrap_or_default();
+            let manifest = format!("app/{day}{}/{MANIFEST_FILE}", hour.dir_name());
+            if !state.published.keys().any(|path| path.as_str() == manifest) {
+                return Some(hour);
+            }
+            hour = size.bucket_of_ms(hour.end_ms());
+        }
+        None
     }
 
     /// How often each line is there for readers.
@@ -286,6 +324,8 @@ impl Judge {
         verdicts.diverged = state.diverged;
         verdicts.out_of_order = state.out_of_order;
         verdicts.hours = state.hours;
+        verdicts.partial = state.partial;
+        verdicts.rolled = state.rolled;
         verdicts
     }
 }
@@ -298,39 +338,100 @@ fn names_in(bytes: &[u8], mut each: impl FnMut(&str)) {
     text.lines().for_each(|line| each(line.split(' ').nth(1).unwrap_or(line)));
 }
 
-/// What is missing in an hour that has just been published with this manifest. No agent is away for ever, so each is waited for;
-/// and the hour has every line that was there `close_delay` after its end, of every agent that was known by then.
-fn not_whole(manifest: &DfsPath, files: &BTreeMap<DfsPath, Bytes>, servers: &[Arc<Server>]) -> Vec<String> {
-    let hour = manifest.parent();
-    let said: Manifest = serde_json::from_slice(&files[manifest]).expect("a manifest of the form that is documented");
-    let is_in_it = |path: &DfsPath| path.parent() == hour;
-    let has_success = files.keys().any(|path| is_in_it(path) && path.name() == "_SUCCESS");
-    if !said.complete || !has_success {
-        return vec![format!("{manifest} is not complete: {:?}", said.missing)];
+/// An hour that has just been published.
+struct Hour<'a> {
+    path: &'a DfsPath,
+    /// What is in its directory, by name.
+    files: BTreeMap<&'a str, &'a Bytes>,
+    manifest: Manifest,
+}
+
+impl<'a> Hour<'a> {
+    fn of(path: &'a DfsPath, all: &'a BTreeMap<DfsPath, Bytes>) -> Self {
+        let manifest = serde_json::from_slice(&all[path]).expect("a manifest of the form that is documented");
+        let is_in_it = |other: &DfsPath| other.parent() == path.parent();
+        let files = all.iter().filter(|(other, _)| is_in_it(other)).map(|(other, bytes)| (other.name(), bytes));
+        Self { path, files: files.collect(), manifest }
     }
-    let (start_ms, end_ms) = (said.bucket_start_s * 1000, (said.bucket_start_s + i64::from(said.bucket_size_s)) * 1000);
-    let mut there = BTreeSet::new();
-    for (_, bytes) in files.iter().filter(|(path, _)| is_in_it(path) && is_data(path)) {
-        names_in(bytes, |name| {
-            there.insert(name.to_owned());
-        });
+
+    fn start_ms(&self) -> i64 {
+        self.manifest.bucket_start_s * 1000
     }
-    let mut wrong = Vec::new();
-    for server in servers.iter().filter(|server| server.known_ms().is_some_and(|known| known < end_ms)) {
-        let (written, may_miss, may_double) = server.fates();
-        let belongs = |line: &&Written| (start_ms..end_ms).contains(&line.time_ms);
-        for line in written.iter().filter(belongs) {
-            let in_time = line.ended_ms < end_ms + CLOSE_DELAY_MS as i64;
-            if in_time
-                && !there.contains(&line.name)
-                && !may_miss.contains(&line.name)
-                && !may_double.contains(&line.name)
-            {
-                wrong.push(format!("{manifest}: line {line:?} is not in its hour"));
+
+    fn end_ms(&self) -> i64 {
+        self.start_ms() + i64::from(self.manifest.bucket_size_s) * 1000
+    }
+
+    /// What is wrong with whom it lacks: a server that is gone for ever, where nobody said so, and nobody else; and what it says
+    /// of that.
+    fn without(&self, servers: &[Arc<Server>], rules: HourRules) -> Option<String> {
+        let manifest = &self.manifest;
+        let missing: BTreeSet<&str> = manifest.missing.iter().map(|one| one.agent.as_str()).collect();
+        let is_gone = |server: &&Arc<Server>| rules.gives_up && server.died_ms().is_some();
+        let gone = servers.iter().filter(is_gone);
+        let may: BTreeSet<&str> = gone.clone().map(|server| server.agent.as_str()).collect();
+        // One that died before the end can't have been past it.
+        let is_due = |server: &&Arc<Server>| {
+            server.died_ms().is_some_and(|died| died < self.end_ms()) && server.known_ms().is_some()
+        };
+        let must: BTreeSet<&str> = gone.filter(is_due).map(|server| server.agent.as_str()).collect();
+        if !missing.is_subset(&may) || !must.is_subset(&missing) {
+            return Some(format!("{} lacks {missing:?}, of {may:?}, and must lack {must:?}", self.path));
+        }
+        let partial = self.files.get(PARTIAL_FILE);
+        let named = partial.map(|bytes| serde_json::from_slice(bytes).expect("a list of agents"));
+        let named = named.map_or(Vec::new(), |partial: Partial| partial.missing);
+        let complete = missing.is_empty();
+        let success = self.files.contains_key("_SUCCESS");
+        if manifest.complete != complete || named != manifest.missing || success != (complete || rules.publish_partial)
+        {
+            return Some(format!("{}: {manifest:?}, {PARTIAL_FILE} {named:?}, success file: {success}", self.path));
+        }
+        None
+    }
+
+    /// What is missing in it: it has every line that was there `close_delay` after its end, of every agent that was known by then
+    /// and had not left.
+    fn not_whole(&self, servers: &[Arc<Server>]) -> Vec<String> {
+        let mut there = BTreeSet::new();
+        for (_, bytes) in self.files.iter().filter(|(name, _)| name.ends_with(".gz")) {
+            names_in(bytes, |name| {
+                there.insert(name.to_owned());
+            });
+        }
+        let mut wrong = Vec::new();
+        for server in servers {
+            let (written, may_miss, may_double) = server.fates();
+            let belongs = |line: &&Written| (self.start_ms()..self.end_ms()).contains(&line.time_ms);
+            for line in written.iter().filter(belongs) {
+                if server.must_be_in(line, self.end_ms(), CLOSE_DELAY_MS as i64)
+                    && !there.contains(&line.name)
+                    && !may_miss.contains(&line.name)
+                    && !may_double.contains(&line.name)
+                {
+                    wrong.push(format!("{}: line {line:?} is not in its hour", self.path));
+                }
             }
         }
+        wrong
     }
-    wrong
+
+    /// How many files each lane has, and how many bytes.
+    fn lanes(&self) -> BTreeMap<LaneId, (u64, u64)> {
+        let mut lanes: BTreeMap<LaneId, (u64, u64)> = BTreeMap::new();
+        for file in &self.manifest.files {
+            let (files, bytes) = lanes.entry(file.lane).or_default();
+            *files += 1;
+            *bytes += file.bytes;
+        }
+        lanes
+    }
+
+    fn too_many_files(&self, roll_size: u64) -> Option<String> {
+        let mut lanes = self.lanes().into_iter();
+        let (lane, (files, bytes)) = lanes.find(|(_, (files, bytes))| *files > 2 * bytes / roll_size + 1)?;
+        Some(format!("{}: lane {lane} has {files} files with {bytes} bytes, rolled at {roll_size}", self.path))
+    }
 }
 
 /// The streams whose bytes don't stand in their order in a file.

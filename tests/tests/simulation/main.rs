@@ -88,7 +88,7 @@ fn whatever_befalls_the_tree_every_line_is_published_once() {
     let longest = told.iter().map(|one| one.recovered_in).max().unwrap_or(Duration::ZERO);
     println!(
         "{} seeds: {} lines, of which {} were lost with their files and {} were brought back with them; {} faults, {} torn \
-         files, {} times that lost bytes stand behind later ones, {} streams that diverged, {} hours that were whole, {} looks at what was answered committed; recovered within {} s",
+         files, {} times that lost bytes stand behind later ones, {} streams that diverged, {} hours that were whole, {} without an agent that was gone for ever, {} with several files of a lane; agents left {} times; {} looks at what was answered committed; recovered within {} s",
         told.len(),
         sum(|one| one.verdicts.lines),
         sum(|one| one.verdicts.missing),
@@ -97,11 +97,16 @@ fn whatever_befalls_the_tree_every_line_is_published_once() {
         sum(|one| one.cruelties.torn_tails),
         sum(|one| one.verdicts.out_of_order),
         sum(|one| one.verdicts.diverged),
-        sum(|one| one.verdicts.hours),
+        sum(|one| one.verdicts.hours - one.verdicts.partial),
+        sum(|one| one.verdicts.partial),
+        sum(|one| one.verdicts.rolled),
+        sum(|one| one.left),
         sum(|one| one.verdicts.looks),
         longest.as_secs(),
     );
     assert!(sum(|one| one.verdicts.looks) > 0 && sum(|one| one.cruelties.torn_tails) > 0, "nothing happened");
+    assert!(sum(|one| one.verdicts.partial) > 0 && sum(|one| one.left) > 0, "no agent went");
+    assert!(sum(|one| one.verdicts.rolled) > 0, "no hour had several files of a lane");
 }
 
 #[test]

@@ -12,13 +12,17 @@ use crate::chance::{Chance, Trace, locked};
 use crate::disk::Wear;
 use crate::judge::Verdicts;
 use crate::network::Weather;
-use crate::tree::{Machine, Plan, Running, Seat, World};
+use crate::server::Server;
+use crate::tree::{Fate, Machine, Plan, Running, Seat, World};
 
 /// So many steps of up to two seconds are bad; then the faults stop.
 const BAD_STEPS: u64 = 150;
 
-/// The longest that everything takes to be committed and published from then on.
+/// The longest that everything takes to be committed and published from then on; not counted, until the present bucket is over.
 const PATIENCE: Duration = Duration::from_secs(1500);
+
+/// How long an operator waits for an answer.
+const OPERATORS_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a run came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +30,8 @@ pub(crate) struct Told {
     pub(crate) verdicts: Verdicts,
     pub(crate) cruelties: Cruelties,
     pub(crate) faults: u64,
+    /// How often an agent left.
+    pub(crate) left: u64,
     /// Virtual time from the end of the faults to the end of everything.
     pub(crate) recovered_in: Duration,
     pub(crate) trace: Vec<String>,
@@ -54,6 +60,8 @@ struct Run {
     plan: Plan,
     seed: u64,
     faults: u64,
+    /// How often an agent has left.
+    left: u64,
 }
 
 impl Run {
@@ -76,10 +84,17 @@ impl Run {
     /// Starts and wakes up what is due; all of it when `all`. What died by itself is started again by its supervisor.
     fn bring_back(&mut self, all: bool) {
         let now = Instant::now();
-        for seat in &mut self.seats {
+        for seat in self.seats.iter_mut().filter(|seat| !seat.gone) {
             if seat.process.as_ref().is_some_and(|process| process.gate.is_dead()) {
                 seat.crash(&self.world);
-                seat.back.get_or_insert(now + Duration::from_secs(2));
+                let mut away = Duration::from_secs(2);
+                if let Machine::Server(server, _) = &seat.machine
+                    && server.take_has_left()
+                {
+                    self.left += 1;
+                    away = self.world.chance.up_to(Duration::from_secs(100));
+                }
+                seat.back.get_or_insert(now + away);
             }
             if !all && seat.back.is_none_or(|back| back > now) {
                 continue;
@@ -205,10 +220,58 @@ impl Run {
         }
     }
 
+    /// The server with a fate of its own, and its place.
+    fn guest(&self) -> (Arc<Server>, usize) {
+        let server = self.world.servers.last().expect("there is a server");
+        let at = self.seats.iter().position(|seat| seat.name == server.agent.as_str()).expect("it has a place");
+        (Arc::clone(server), at)
+    }
+
+    /// What becomes of it in this step.
+    async fn fate(&mut self, step: u64) {
+        let (server, at) = self.guest();
+        match self.plan.fate {
+            Fate::Stays => {}
+            Fate::ComesAndGoes => {
+                if self.chance().one_in(25) {
+                    server.finish_lines(self.world.cluster.now_ms());
+                    server.wish_to_leave(true);
+                }
+            }
+            Fate::Retired | Fate::GivenUp => {
+                if step == self.plan.dies_at {
+                    self.seats[at].crash(&self.world);
+                    self.seats[at].gone = true;
+                    server.die(self.world.cluster.now_ms());
+                }
+                // It may wait for answers: not so often that a day ends meanwhile.
+                if step >= self.plan.retired_at && step.is_multiple_of(8) {
+                    self.retire().await;
+                }
+            }
+        }
+    }
+
+    /// An operator says that the server is gone for ever, again and again: what comes of it still makes it a member again.
+    async fn retire(&mut self) {
+        let (server, _) = self.guest();
+        if self.plan.fate != Fate::Retired {
+            return;
+        }
+        for seat in &self.seats {
+            let Some(process) = seat.process.as_ref().filter(|process| process.gate.is_running()) else { continue };
+            let Running::Root(root, _) = &process.running else { continue };
+            let asked = tokio::time::timeout(OPERATORS_PATIENCE, root.retire(server.agent.as_str())).await;
+            let heard = asked.is_ok_and(|counts| counts.values().any(|count| count.is_some_and(|count| count > 0)));
+            self.world.trace.add(|| format!("{} is asked to retire {}: {heard}", seat.name, server.agent));
+        }
+    }
+
     fn write(&self) {
         for seat in &self.seats {
             let Machine::Server(server, _) = &seat.machine else { continue };
-            if self.chance().one_in(2) {
+            // Of one that never rests no agent leaves.
+            if self.chance().one_in(if server.wants_to_leave() { 8 } else { 2 }) {
                 server.write(1 + self.chance().below(8), self.world.cluster.now_ms());
             }
             if self.chance().one_in(40) {
@@ -218,10 +281,11 @@ impl Run {
     }
 
     async fn go(mut self) -> Told {
-        for _ in 0..BAD_STEPS {
+        for step in 0..BAD_STEPS {
             tokio::time::sleep(self.chance().up_to(Duration::from_secs(2))).await;
             self.bring_back(false);
             self.write();
+            self.fate(step).await;
             if self.chance().one_in(self.plan.fault_every) {
                 self.fault();
             }
@@ -234,17 +298,24 @@ impl Run {
         self.world.network.heal();
         for seat in &self.seats {
             match &seat.machine {
-                Machine::Server(server, _) => server.finish_lines(self.world.cluster.now_ms()),
+                Machine::Server(server, _) => {
+                    server.finish_lines(self.world.cluster.now_ms());
+                    server.wish_to_leave(false);
+                }
                 Machine::Edge(_, disk, _) => disk.set_wear(Wear::default()),
                 Machine::Root => {}
             }
         }
         self.bring_back(true);
         let quiet_since = Instant::now();
-        while let Some(open) = self.open().await {
-            let late = quiet_since.elapsed() > PATIENCE;
-            assert!(!late, "seed {}: {PATIENCE:?} after the last fault: {open}", self.seed);
+        let quiet_ms = self.world.cluster.now_ms();
+        let until_over = (self.world.bucket().bucket_of_ms(quiet_ms).end_ms() - quiet_ms).unsigned_abs();
+        let patience = PATIENCE + Duration::from_millis(until_over);
+        while let Some(open) = self.open(quiet_ms).await {
+            let late = quiet_since.elapsed() > patience;
+            assert!(!late, "seed {}: {patience:?} after the last fault: {open}\n{:?}", self.seed, self.plan);
             tokio::time::sleep(Duration::from_secs(5)).await;
+            self.retire().await;
             self.bring_back(false);
             self.world.judge.look_at_published(&self.world.servers);
             self.check();
@@ -256,11 +327,12 @@ impl Run {
             seat.crash(&self.world);
         }
         let cruelties = self.world.cluster.cruelties();
-        Told { verdicts, cruelties, faults: self.faults, recovered_in, trace: self.world.trace.lines() }
+        let trace = self.world.trace.lines();
+        Told { verdicts, cruelties, faults: self.faults, left: self.left, recovered_in, trace }
     }
 
     /// What is not as it should be in the end, if anything.
-    async fn open(&self) -> Option<String> {
+    async fn open(&self, quiet_ms: i64) -> Option<String> {
         for server in &self.world.servers {
             if !server.is_done() {
                 let shipped = format!("{:?}", locked(&server.shipped));
@@ -280,7 +352,14 @@ impl Run {
         if !unpublished.is_empty() {
             return Some(format!("unpublished: {unpublished:?}, {}", self.nodes().await));
         }
+        if let Some(hour) = self.world.judge.unpublished_hour(&self.world.servers, self.world.bucket(), quiet_ms) {
+            return Some(format!("{hour} is not published, {}", self.nodes().await));
+        }
         for seat in &self.seats {
+            // What a server had sent that is gone may follow bytes that are lost: nobody sends these again.
+            if self.world.servers.iter().any(|server| server.died_ms().is_some()) {
+                break;
+            }
             let Some(status) = seat.status().await else { continue };
             if !matches!(status["spool"]["batches"].as_u64(), None | Some(0)) {
                 return Some(format!("{} still holds batches: {status:#}", seat.name));
@@ -310,6 +389,6 @@ pub(crate) fn run(seed: u64, with_trace: bool) -> Told {
         let trace = Trace::new(with_trace);
         let plan = Plan::draw(&chance);
         let (world, seats) = World::draw(seed, &plan, chance, trace);
-        Run { world, seats, plan, seed, faults: 0 }.go().await
+        Run { world, seats, plan, seed, faults: 0, left: 0 }.go().await
     })
 }

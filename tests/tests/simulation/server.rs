@@ -106,6 +106,23 @@ struct Fates {
     next_inode: u64,
 }
 
+/// From when the lane's owner knows an agent to when the agent first said that it would leave.
+#[derive(Debug, Clone, Copy)]
+struct Expected {
+    from_ms: i64,
+    to_ms: Option<i64>,
+}
+
+#[derive(Default)]
+struct Presence {
+    expected: Vec<Expected>,
+    /// Its agent is to ship everything and leave.
+    leaves: bool,
+    /// Its agent has left, and its process has ended.
+    has_left: bool,
+    died_ms: Option<i64>,
+}
+
 /// One server.
 pub(crate) struct Server {
     pub(crate) agent: AgentId,
@@ -113,21 +130,23 @@ pub(crate) struct Server {
     pub(crate) database: Mutex<Database>,
     pub(crate) shipped: Mutex<BTreeMap<u64, Shipped>>,
     fates: Mutex<Fates>,
-    /// When the lane's owner first named this server's agent: from then on hours wait for it.
-    known_ms: Mutex<Option<i64>>,
+    presence: Mutex<Presence>,
+    /// Lines that are not of the present are up to so old.
+    oldest_ms: u64,
     chance: Chance,
     trace: Trace,
 }
 
 impl Server {
-    pub(crate) fn new(name: &str, logs: usize, chance: Chance, trace: Trace) -> Self {
+    pub(crate) fn new(name: &str, logs: usize, oldest_ms: u64, chance: Chance, trace: Trace) -> Self {
         let server = Self {
             agent: name.parse().expect("a good name"),
             files: Mutex::default(),
             database: Mutex::default(),
             shipped: Mutex::default(),
             fates: Mutex::default(),
-            known_ms: Mutex::default(),
+            presence: Mutex::default(),
+            oldest_ms,
             chance,
             trace,
         };
@@ -148,6 +167,9 @@ impl Server {
 
     /// One of the files that are being written.
     fn any_live(&self) -> Option<Arc<LogFile>> {
+        if self.died_ms().is_some() {
+            return None;
+        }
         let live: Vec<_> = self.files().into_iter().filter(|file| !file.facts().rotated).collect();
         live.get(self.chance.index(live.len())).cloned()
     }
@@ -163,7 +185,8 @@ impl Server {
             fates.begun += 1;
             drop(fates);
             // Lines of one time and of times that go back.
-            let time_ms = now_ms - self.chance.below(if self.chance.one_in(20) { 90_000 } else { 1_500 }) as i64;
+            let age_ms = self.chance.below(if self.chance.one_in(20) { self.oldest_ms } else { 1_500 });
+            let time_ms = now_ms - age_ms as i64;
             let padding = "x".repeat(self.chance.index(70));
             let mut line = format!("{time_ms} {name} {padding}").into_bytes();
             line.push(b'\n');
@@ -262,18 +285,77 @@ impl Server {
 
     /// The lane's owner knows the agent.
     pub(crate) fn is_known_from(&self, now_ms: i64) {
-        locked(&self.known_ms).get_or_insert(now_ms);
+        let expected = &mut locked(&self.presence).expected;
+        if expected.last().is_none_or(|expected| expected.to_ms.is_some()) {
+            expected.push(Expected { from_ms: now_ms, to_ms: None });
+        }
     }
 
     /// Since when hours wait for it, if they do.
     pub(crate) fn known_ms(&self) -> Option<i64> {
-        *locked(&self.known_ms)
+        locked(&self.presence).expected.first().map(|expected| expected.from_ms)
+    }
+
+    /// Its agent says that it leaves. Whether or not that is heard, hours may do without it.
+    pub(crate) fn says_goodbye(&self, now_ms: i64) {
+        if let Some(expected) = locked(&self.presence).expected.last_mut() {
+            expected.to_ms.get_or_insert(now_ms);
+        }
+    }
+
+    /// Whether a line has to be in an hour, and not beside it, that ends at `end_ms`: written in time, by a server whose agent was
+    /// waited for and has not left before.
+    pub(crate) fn must_be_in(&self, line: &Written, end_ms: i64, close_delay_ms: i64) -> bool {
+        locked(&self.presence).expected.iter().any(|expected| {
+            let until_ms = expected.to_ms.unwrap_or(i64::MAX).min(end_ms + close_delay_ms);
+            expected.from_ms < end_ms && line.ended_ms < until_ms
+        })
+    }
+
+    /// Its agent is to ship everything and leave, or not.
+    pub(crate) fn wish_to_leave(&self, leaves: bool) {
+        locked(&self.presence).leaves = leaves;
+    }
+
+    pub(crate) fn wants_to_leave(&self) -> bool {
+        locked(&self.presence).leaves
+    }
+
+    /// Whether its agent has left since the last call.
+    pub(crate) fn take_has_left(&self) -> bool {
+        std::mem::take(&mut locked(&self.presence).has_left)
+    }
+
+    /// Its agent was heard to leave.
+    pub(crate) fn leaves(&self) {
+        let mut presence = locked(&self.presence);
+        (presence.leaves, presence.has_left) = (false, true);
+    }
+
+    /// It is gone for ever, with its files.
+    pub(crate) fn die(&self, now_ms: i64) {
+        for file in self.files() {
+            let mut content = locked(&file.content);
+            content.begun = None;
+            let mut fates = locked(&self.fates);
+            let committed = self.committed(file.inode, &fates);
+            let lost = content.lines.iter().filter(|(end, _)| *end > committed);
+            fates.may_miss.extend(lost.map(|(_, name)| name.clone()));
+        }
+        locked(&self.presence).died_ms = Some(now_ms);
+        self.trace.add(|| format!("{} dies for ever", self.agent));
+    }
+
+    /// When it died, if it did.
+    pub(crate) fn died_ms(&self) -> Option<i64> {
+        locked(&self.presence).died_ms
     }
 
     /// Whether everything is committed.
     pub(crate) fn is_done(&self) -> bool {
         let shipped = locked(&self.shipped);
-        self.files().iter().all(|file| file.facts().size == 0 || shipped.get(&file.inode).is_some_and(|one| one.all))
+        let whole = |file: &Arc<LogFile>| shipped.get(&file.inode).is_some_and(|one| one.all);
+        self.died_ms().is_some() || self.files().iter().all(|file| file.facts().size == 0 || whole(file))
     }
 
     /// What became of lines: what was written, what of it may be missing, what of it may be there twice.

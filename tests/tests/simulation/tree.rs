@@ -31,12 +31,31 @@ use tributary_common::topology::rendezvous_names;
 use crate::agent::{Agent, Trade};
 use crate::chance::{Chance, Trace};
 use crate::disk::{Copy, Disk, Wear, slow};
-use crate::judge::Judge;
+use crate::judge::{HourRules, Judge};
 use crate::network::{Gate, Network, Node, REQUEST_TIMEOUT, Weather, Wire, endpoint};
 use crate::server::{Database, Server};
 
 const TAKEOVER_AFTER: Duration = Duration::from_secs(45);
-const BUCKET_S: u32 = 60;
+
+/// A midnight, in milliseconds since 1970.
+const MIDNIGHT_MS: i64 = 1_767_225_600_000;
+
+/// The sizes of buckets, and how long before the end of one a run begins, in seconds. A day must end soon after the faults, for a
+/// run can't wait for the next one to end.
+const BUCKETS: [(u32, std::ops::Range<u64>); 4] = [(60, 0..60), (60, 0..60), (900, 20..200), (86_400, 240..320)];
+
+/// What becomes of the last of the servers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It is there to the end.
+    Stays,
+    /// Its agent leaves by a last report and comes back, again and again.
+    ComesAndGoes,
+    /// It dies for ever, and an operator says so.
+    Retired,
+    /// It dies for ever, and nobody says so.
+    GivenUp,
+}
 
 const LIMITS: ReceiveLimits =
     ReceiveLimits { max_request_bytes: 256 << 10, max_batch_bytes: 16 << 10, max_in_flight_bytes: 1 << 20 };
@@ -52,6 +71,12 @@ pub(crate) struct Plan {
     pub(crate) spools_change: bool,
     /// One in so many steps has a fault.
     pub(crate) fault_every: u64,
+    pub(crate) fate: Fate,
+    /// The step in which the last server dies, if it does, and that in which an operator says so, if one does.
+    pub(crate) dies_at: u64,
+    pub(crate) retired_at: u64,
+    bucket_s: u32,
+    birth_ms: i64,
 }
 
 impl Plan {
@@ -67,6 +92,8 @@ impl Plan {
         };
         let wear = if chance.one_in(3) { Wear { writes: 40, syncs: 20 } } else { Wear::default() };
         // Of a file that was brought back, an agent without its database can't know under which names what was shipped.
+        let (bucket_s, before_end_s) = &BUCKETS[chance.index(BUCKETS.len())];
+        let before_end_s = before_end_s.start + chance.below(before_end_s.end - before_end_s.start);
         let (files_change, databases_change) = [(true, false), (false, true), (false, false)][chance.index(3)];
         Self {
             hostility,
@@ -76,6 +103,11 @@ impl Plan {
             databases_change,
             spools_change: chance.one_in(2),
             fault_every: [4, 8, 16][chance.index(3)],
+            fate: [Fate::Stays, Fate::ComesAndGoes, Fate::Retired, Fate::GivenUp][chance.index(4)],
+            dies_at: 20 + chance.below(80),
+            retired_at: 100 + chance.below(40),
+            bucket_s: *bucket_s,
+            birth_ms: MIDNIGHT_MS - before_end_s as i64 * 1000,
         }
     }
 }
@@ -99,6 +131,8 @@ pub(crate) struct Seat {
     pub(crate) process: Option<Process>,
     /// When it is started, or goes on.
     pub(crate) back: Option<Instant>,
+    /// It is never started again.
+    pub(crate) gone: bool,
 }
 
 pub(crate) enum Machine {
@@ -113,13 +147,14 @@ pub(crate) enum Machine {
 struct Counter {
     network: Network,
     lanes: LaneCount,
+    bucket: BucketSize,
     clock: WallClock,
 }
 
 impl Counter {
     fn serve(&self, gate: &Gate, tier: Arc<dyn Tier>) {
         let settings = tributary_common::messages::CategorySettings {
-            bucket_s: bucket(),
+            bucket_s: self.bucket,
             codec: Codec::Gzip,
             close_delay_ms: 30_000,
         };
@@ -147,11 +182,7 @@ fn category() -> CategoryName {
     "app".parse().expect("a good name")
 }
 
-fn bucket() -> BucketSize {
-    BucketSize::try_from(BUCKET_S).expect("a minute")
-}
-
-fn settings(chance: &Chance, lanes: LaneCount, clock: WallClock) -> LaneSettings {
+fn settings(chance: &Chance, lanes: LaneCount, bucket: BucketSize, clock: WallClock) -> LaneSettings {
     LaneSettings {
         lanes,
         commit_interval: Duration::from_secs(1),
@@ -163,7 +194,7 @@ fn settings(chance: &Chance, lanes: LaneCount, clock: WallClock) -> LaneSettings
         recompress_below: if chance.one_in(2) { 0 } else { 1 << 20 },
         max_uncommitted_bytes: 16 << 20,
         forget_agents_after: Duration::from_secs(86_400 * 365),
-        publish_partial: false,
+        publish_partial: chance.one_in(2),
         success_file: "_SUCCESS".into(),
         replication: None,
         min_replication: 1,
@@ -172,7 +203,7 @@ fn settings(chance: &Chance, lanes: LaneCount, clock: WallClock) -> LaneSettings
         categories: BTreeMap::from([(
             category(),
             CategorySettings {
-                bucket: bucket(),
+                bucket,
                 roll_size: if chance.one_in(3) { 3_000 } else { 64 << 20 },
                 idle_timeout: Duration::from_secs(3600),
                 close_delay: Duration::from_secs(30),
@@ -185,7 +216,7 @@ fn settings(chance: &Chance, lanes: LaneCount, clock: WallClock) -> LaneSettings
 impl World {
     /// A tree as the seed has it, with all of its processes running.
     pub(crate) fn draw(seed: u64, plan: &Plan, chance: Chance, trace: Trace) -> (Self, Vec<Seat>) {
-        let cluster = HostileCluster::new(seed, plan.hostility);
+        let cluster = HostileCluster::born_at(plan.birth_ms, seed, plan.hostility);
         let now_ms = {
             let cluster = cluster.clone();
             move || cluster.now_ms()
@@ -194,28 +225,37 @@ impl World {
         let lanes = LaneCount::try_from(1 + chance.below(3) as u16).expect("a few");
         let roots: Vec<NodeName> =
             (1..=1 + chance.below(3)).map(|n| format!("root-{n}").parse().expect("a good name")).collect();
-        let judge = Judge::new(cluster.clone(), trace.clone(), plan.files_change);
+        let bucket = BucketSize::try_from(plan.bucket_s).expect("a good size");
+        let settings = settings(&chance, lanes, bucket, clock.clone());
+        let rules = HourRules {
+            roll_size: settings.categories[&category()].roll_size,
+            publish_partial: settings.publish_partial,
+            gives_up: plan.fate == Fate::GivenUp,
+        };
+        let judge = Judge::new(cluster.clone(), trace.clone(), rules, plan.files_change);
         let network = Network::new(chance.clone(), trace.clone(), judge.clone());
         network.set_weather(plan.weather);
         let (edges, mids, agents) = (1 + chance.below(2), chance.below(3), 1 + chance.below(3));
         let names = |what: &str, count: u64| (1..=count).map(|n| format!("{what}-{n}")).collect::<Vec<_>>();
         let (edges, mids) = (names("edge", edges), names("mid", mids));
+        // Of the last bucket but one, too.
+        let oldest_ms = (u64::from(plan.bucket_s) * 1500).max(90_000);
         let servers: Vec<_> = (names("web", agents).iter())
-            .map(|name| Server::new(name, 1 + chance.index(2), chance.clone(), trace.clone()))
+            .map(|name| Server::new(name, 1 + chance.index(2), oldest_ms, chance.clone(), trace.clone()))
             .map(Arc::new)
             .collect();
         let world = Self {
             trade: Trade {
                 endpoints: edges.iter().map(|name| endpoint(name)).collect(),
                 lanes,
-                bucket: bucket(),
+                bucket,
                 network: network.clone(),
                 judge: judge.clone(),
                 chance: chance.clone(),
                 clock_ms: Arc::new(now_ms),
             },
-            counter: Counter { network: network.clone(), lanes, clock: clock.clone() },
-            settings: settings(&chance, lanes, clock),
+            counter: Counter { network: network.clone(), lanes, bucket, clock },
+            settings,
             spool: match chance.below(4) {
                 // So small that it is full now and then.
                 0 => SpoolLimits { max_bytes: 96 << 10, segment_bytes: 8 << 10 },
@@ -254,9 +294,13 @@ impl World {
         machines
             .map(|(name, machine)| {
                 let process = Some(self.start(&name, &machine));
-                Seat { name, machine, process, back: None }
+                Seat { name, machine, process, back: None, gone: false }
             })
             .collect()
+    }
+
+    pub(crate) fn bucket(&self) -> BucketSize {
+        self.trade.bucket
     }
 
     fn rules(&self, me: &NodeName, lane: LaneId, jitter: Duration) -> Rules {
