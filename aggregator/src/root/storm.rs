@@ -528,8 +528,7 @@ async fn storm(seed: u64) -> Told {
         }
         look(&cluster, &mut published);
     }
-    // To the end: what a new owner finds of one that has left makes it a member again.
-    if matches!(senders[guest].presence, Presence::Leaving | Presence::Away) {
+    if senders[guest].presence == Presence::Away {
         senders[guest].restart(rng.random());
     }
     // The faults have stopped: everything is sent, committed and published within a bound, and every lane is where it should be.
@@ -556,9 +555,8 @@ async fn storm(seed: u64) -> Told {
             || !hours.iter().all(|hour| cluster.files().contains_key(&dir_of(*hour).join(MANIFEST_FILE)))
         {
             tokio::time::sleep(Duration::from_secs(5)).await;
-            if fate == Fate::Retired {
-                // What a new owner finds of it makes it a member again.
-                retire(&seats, &senders[guest]).await;
+            if fate == Fate::Retired && !is_retired {
+                is_retired = retire(&seats, &senders[guest]).await;
             }
             for sender in senders.iter_mut().chain(std::iter::once(&mut idle)).filter(|sender| sender.is_up()) {
                 // Whoever has another lane says where it is.

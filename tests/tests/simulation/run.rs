@@ -62,6 +62,8 @@ struct Run {
     faults: u64,
     /// How often an agent has left.
     left: u64,
+    /// Whether an operator has said that a server is gone for ever.
+    retired: bool,
 }
 
 impl Run {
@@ -252,10 +254,10 @@ impl Run {
         }
     }
 
-    /// An operator says that the server is gone for ever, again and again: what comes of it still makes it a member again.
+    /// An operator says that the server is gone for ever, until somebody has heard it.
     async fn retire(&mut self) {
         let (server, _) = self.guest();
-        if self.plan.fate != Fate::Retired {
+        if self.plan.fate != Fate::Retired || self.retired {
             return;
         }
         for seat in &self.seats {
@@ -264,6 +266,7 @@ impl Run {
             let asked = tokio::time::timeout(OPERATORS_PATIENCE, root.retire(server.agent.as_str())).await;
             let heard = asked.is_ok_and(|counts| counts.values().any(|count| count.is_some_and(|count| count > 0)));
             self.world.trace.add(|| format!("{} is asked to retire {}: {heard}", seat.name, server.agent));
+            self.retired |= heard;
         }
     }
 
@@ -316,6 +319,7 @@ impl Run {
             assert!(!late, "seed {}: {patience:?} after the last fault: {open}\n{:?}", self.seed, self.plan);
             tokio::time::sleep(Duration::from_secs(5)).await;
             self.retire().await;
+            self.part();
             self.bring_back(false);
             self.world.judge.look_at_published(&self.world.servers);
             self.check();
@@ -329,6 +333,21 @@ impl Run {
         let cruelties = self.world.cluster.cruelties();
         let trace = self.world.trace.lines();
         Told { verdicts, cruelties, faults: self.faults, left: self.left, recovered_in, trace }
+    }
+
+    /// In the end the one that came and went leaves for ever: nothing waits for it any more.
+    fn part(&mut self) {
+        let (server, at) = self.guest();
+        if self.plan.fate != Fate::ComesAndGoes || self.seats[at].gone {
+            return;
+        }
+        if server.take_has_left() {
+            self.left += 1;
+            self.seats[at].crash(&self.world);
+            self.seats[at].gone = true;
+        } else if server.is_done() {
+            server.wish_to_leave(true);
+        }
     }
 
     /// What is not as it should be in the end, if anything.
@@ -389,6 +408,6 @@ pub(crate) fn run(seed: u64, with_trace: bool) -> Told {
         let trace = Trace::new(with_trace);
         let plan = Plan::draw(&chance);
         let (world, seats) = World::draw(seed, &plan, chance, trace);
-        Run { world, seats, plan, seed, faults: 0, left: 0 }.go().await
+        Run { world, seats, plan, seed, faults: 0, left: 0, retired: false }.go().await
     })
 }

@@ -49,7 +49,7 @@ const BUCKETS: [(u32, std::ops::Range<u64>); 4] = [(60, 0..60), (60, 0..60), (90
 pub(crate) enum Fate {
     /// It is there to the end.
     Stays,
-    /// Its agent leaves by a last report and comes back, again and again.
+    /// Its agent leaves by a last report and comes back, again and again; in the end it leaves.
     ComesAndGoes,
     /// It dies for ever, and an operator says so.
     Retired,
