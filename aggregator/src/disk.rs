@@ -13,7 +13,7 @@ use rustix::fs::{Advice, fadvise};
 ///
 /// # Errors
 /// When the data is not known to be durable. That the kernel keeps its copy is none.
-pub fn sync_and_let_go(file: &File) -> io::Result<()> {
+pub(crate) fn sync_and_let_go(file: &File) -> io::Result<()> {
     file.sync_data()?;
     // Only advice; and only of clean pages, so nothing that isn't on the disk can go.
     let _ = fadvise(file, 0, None, Advice::DontNeed);
