@@ -7,9 +7,11 @@
 //! beginning of the scan less `close_delay`, and the offsets up to which the files were read then belong to it.
 //!
 //! A round whose files are not read yet is not replaced by the next scan's: an agent that never catches up with its files
-//! entirely still moves on. A round in which something was seen that only another scan can settle is dropped.
+//! entirely still moves on. Of the scans that follow meanwhile the last one is kept, and one of each quarter of an hour: an agent
+//! that catches up with a day says so hour by hour, and not all at the end. Rounds in which something was seen that only another
+//! scan can settle are dropped.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use tributary_common::ids::StreamId;
@@ -18,6 +20,13 @@ use tributary_common::report::{Report, ReportAnswer, RunId, Session, StreamOffse
 
 use crate::identity::FileKey;
 use crate::worker::TailId;
+
+/// Rounds that wait are so far apart, but for the last one.
+const APART_MS: i64 = 900_000;
+
+/// Rounds that are kept, and the files of all of them together.
+const MAX_ROUNDS: usize = 200;
+const MAX_TARGETS: usize = 100_000;
 
 /// A file that a round waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,8 +58,8 @@ struct Round {
 /// The watermark of one category.
 #[derive(Debug, Default)]
 pub struct Watermark {
-    round: Option<Round>,
-    next: Option<Round>,
+    /// The one under way, and those that follow.
+    rounds: VecDeque<Round>,
     reached: Option<(i64, BTreeMap<StreamId, u64>)>,
     held_by: String,
 }
@@ -58,22 +67,27 @@ pub struct Watermark {
 impl Watermark {
     /// A scan that began at `began_ms` (milliseconds since 1970) and `began` is over, and these are the files.
     pub fn scanned(&mut self, began_ms: i64, began: Instant, targets: BTreeMap<TailId, Target>) {
-        let round = Round { began_ms, began, targets };
-        let place = if self.round.is_none() { &mut self.round } else { &mut self.next };
-        *place = Some(round);
+        let waiting = self.rounds.len();
+        if let Some(before) = waiting.checked_sub(2).map(|index| self.rounds[index].began_ms) {
+            let files: usize = self.rounds.iter().map(|round| round.targets.len()).sum();
+            let is_full = waiting == MAX_ROUNDS || files + targets.len() > MAX_TARGETS;
+            if is_full || self.rounds[waiting - 1].began_ms.saturating_sub(before) < APART_MS {
+                self.rounds.pop_back();
+            }
+        }
+        self.rounds.push_back(Round { began_ms, began, targets });
     }
 
     /// Something was seen that only the next scan can settle.
     pub fn drop_rounds(&mut self, reason: impl Into<String>) {
-        self.round = None;
-        self.next = None;
+        self.rounds.clear();
         self.held_by = reason.into();
     }
 
     /// Whether a round is under way.
     #[must_use]
     pub fn is_waiting(&self) -> bool {
-        self.round.is_some()
+        !self.rounds.is_empty()
     }
 
     /// Looks how far the files are. `reach` is asked about each that is not known to have been read, with the beginning of its
@@ -85,7 +99,7 @@ impl Watermark {
         read: impl Fn() -> BTreeMap<StreamId, u64>,
     ) -> bool {
         let mut moved = false;
-        while let Some(round) = &mut self.round {
+        while let Some(round) = self.rounds.front_mut() {
             let mut held_by = None;
             let began = round.began;
             round.targets.retain(|tail, target| match reach(*tail, target, began) {
@@ -105,7 +119,7 @@ impl Watermark {
             let watermark_ms = self.reached.as_ref().map_or(watermark_ms, |(before, _)| watermark_ms.max(*before));
             self.reached = Some((watermark_ms, read()));
             self.held_by.clear();
-            self.round = self.next.take();
+            self.rounds.pop_front();
             moved = true;
         }
         moved

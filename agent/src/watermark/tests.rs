@@ -54,6 +54,39 @@ fn a_round_is_not_put_off_by_the_scans_that_follow() {
 }
 
 #[test]
+fn an_agent_that_catches_up_with_a_day_says_how_far_it_is_hour_by_hour() {
+    const MINUTE_MS: i64 = 60_000;
+    let mut watermark = Watermark::default();
+    let mut files = Files(BTreeMap::from([(1, 0)]));
+    // Nothing can be sent, so nothing more is read; a byte is written each minute, and a scan made.
+    for minute in 1..=24 * 60_i64 {
+        watermark.scanned(minute * MINUTE_MS, Instant::now(), targets(&[(1, minute.unsigned_abs())]));
+        files.look(&mut watermark);
+    }
+    assert!(watermark.rounds.len() <= 24 * 4 + 2, "{}", watermark.rounds.len());
+    for minute in 1..=24 * 60_i64 {
+        files.0.insert(1, minute.unsigned_abs());
+        files.look(&mut watermark);
+        let at = watermark.reached().map_or(0, |(at, _)| at);
+        assert!(at > (minute - 17) * MINUTE_MS && at <= minute * MINUTE_MS, "{minute}: {at}");
+    }
+    assert_eq!(watermark.reached().map(|(at, _)| at), Some(24 * 60 * MINUTE_MS - 100));
+}
+
+#[test]
+fn rounds_that_wait_are_bounded_in_number_and_in_files() {
+    for (files, most) in [(1, MAX_ROUNDS), (MAX_TARGETS as u64 / 4, 4)] {
+        let sizes: Vec<_> = (0..files).map(|file| (file, 1)).collect();
+        let mut watermark = Watermark::default();
+        for scan in 0..(most as i64 + 10) {
+            watermark.scanned(scan * APART_MS, Instant::now(), targets(&sizes));
+        }
+        assert_eq!(watermark.rounds.len(), most);
+        assert_eq!(watermark.rounds.back().map(|round| round.began_ms), Some((most as i64 + 9) * APART_MS));
+    }
+}
+
+#[test]
 fn what_only_another_scan_can_settle_holds_the_watermark_until_then() {
     let mut watermark = Watermark::default();
     let files = Files(BTreeMap::new());
@@ -189,7 +222,7 @@ proptest! {
     /// Whatever is written and read in whatever order: every line from before the watermark lies below the offsets, as long as
     /// lines are written no later than the delay after their time.
     #[test]
-    fn all_from_before_the_watermark_lies_below_the_offsets(steps in prop::collection::vec((step(), 0..100_i64), 1..150)) {
+    fn all_from_before_the_watermark_lies_below_the_offsets(steps in prop::collection::vec((step(), 0..100_i64, prop::bool::weighted(0.2)), 1..150)) {
         let mut watermark = Watermark::default();
         let mut files = Files(BTreeMap::new());
         // By file: the time that a line carries, and its end.
@@ -198,8 +231,8 @@ proptest! {
             written.get(&file).and_then(|lines| lines.last()).map_or(0, |line| line.1)
         };
         let mut now = 10_000;
-        for (step, late_by) in steps {
-            now += 7;
+        for (step, late_by, is_long_after) in steps {
+            now += if is_long_after { APART_MS } else { 7 };
             match step {
                 Step::Write(file, bytes) => {
                     let end = size(&written, u64::from(file)) + u64::from(bytes);
