@@ -56,8 +56,8 @@ const MAX_LOSSES: usize = 10_000;
 /// backlog may begin later.
 const LOSSES_FOR_MS: i64 = 7 * 86_400_000;
 
-/// Members that are gone are remembered for so long: longer than tiers keep a report.
-const GONE_FOR_MS: i64 = 3_600_000;
+/// Members that are gone are remembered for so long: as long as an edge may be down, and then bring what it had of them.
+const GONE_FOR_MS: i64 = 7 * 86_400_000;
 
 /// A promise of a member.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -345,8 +345,11 @@ impl Roster {
         roster
     }
 
-    /// Adds an agent of which bytes were written, or found by a recovery: those of a stream behind `from`. Returns whether it was
-    /// not expected before.
+    /// Adds an agent of which bytes were written, or found by a recovery: those of a stream behind `from`. Returns whether it was not
+    /// known before.
+    ///
+    /// One that is gone stays so, though its bytes may come for long after it was retired, from the spool of an edge that was down
+    /// meanwhile. One that has come back says so itself, within seconds.
     pub fn noticed(
         &mut self,
         agent: &AgentId,
@@ -355,16 +358,12 @@ impl Roster {
         from: StreamOffset,
         now_ms: i64,
     ) -> bool {
-        let is_new = self.member(agent, category).is_none_or(Member::is_gone);
+        let is_new = self.member(agent, category).is_none();
         let member = self.member_or_new(agent, category, host, now_ms);
-        match member.standing {
-            // It said that no more would come but for what it had named, and here is more.
-            Standing::Leaving if !member.awaits(from) => {
-                member.standing = Standing::Expected;
-                member.changed = true;
-            }
-            Standing::Gone => member.returns(host, now_ms),
-            Standing::Expected | Standing::Leaving => {}
+        // It said that no more would come but for what it had named, and here is more.
+        if member.standing == Standing::Leaving && !member.awaits(from) {
+            member.standing = Standing::Expected;
+            member.changed = true;
         }
         is_new
     }

@@ -122,7 +122,7 @@ async fn an_agent_whose_watermark_stands_still_while_its_logs_flow_holds_an_hour
 }
 
 #[tokio::test]
-async fn a_batch_of_an_agent_that_has_left_brings_it_back_only_if_something_of_it_is_new() {
+async fn batches_do_not_bring_an_agent_back_that_has_left_and_its_reports_do() {
     let dir = tempdir();
     let root = Harness::start(dir.path(), settings(0));
     // An hour of the future stays open, and its file too.
@@ -150,5 +150,8 @@ async fn a_batch_of_an_agent_that_has_left_brings_it_back_only_if_something_of_i
     assert_eq!(root.offer(log.batch(0, 50)).await.verdict, Verdict::Ok);
     assert_eq!(root.agents().await, 1, "the next owner does not take it for an agent that came back, either");
     assert_eq!(root.offer(log.batch(50, 100)).await.verdict, Verdict::Ok);
-    assert_eq!(root.agents().await, 2);
+    assert_eq!(root.agents().await, 1, "what nobody had yet is stored, and may be of one that was retired");
+    let mut anew = Report { run: RunId(8), ..report_of("web-2") };
+    root.say(&mut anew).await;
+    assert_eq!(root.agents().await, 2, "it lives");
 }
