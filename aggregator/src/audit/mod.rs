@@ -23,7 +23,7 @@
 //!
 //! Memory: some hundred bytes for each stream, and about a hundred for each frame that doesn't continue the one before it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, btree_map};
 use std::io::Write;
 use std::sync::Arc;
 
@@ -282,9 +282,9 @@ impl Audit<'_> {
         let is_day = dir.name().starts_with("dt=");
         for entry in self.list_or_tell(dir).await? {
             if is_data(&entry.name) && !entry.status.is_dir {
-                if !folder.data.contains_key(&entry.name) {
-                    let data = self.read_data(hour, &dir.join(&entry.name), entry.status.len).await?;
-                    folder.data.insert(entry.name, data);
+                let path = dir.join(&entry.name);
+                if let btree_map::Entry::Vacant(unread) = folder.data.entry(entry.name) {
+                    unread.insert(self.read_data(hour, &path, entry.status.len).await?);
                 }
             } else if !(is_day && entry.status.is_dir && published::is_hour_of_a_day(&entry.name)) {
                 folder.others.insert(entry.name);

@@ -616,7 +616,7 @@ fn a_ledger_in_which_a_leave_claims_the_end_of_time_is_not_believed_in_that() {
     ];
     for record in poisoned {
         world.committed.borrow_mut().clear();
-        world.take_over_from(&[record.clone()]);
+        world.take_over_from(std::slice::from_ref(&record));
         let mut a = Agent::known(&mut world, "a", 2);
         a.say(&mut world, NOW - 10, &[]);
         world.commit(1, 10);
