@@ -12,10 +12,13 @@
 //! | the tier has no room | 503 with `Retry-After` |
 //! | another root owns the lane | 307 with its address in `Location` |
 //! | the node is being emptied | 503 with `Retry-After` and `Tributary-Go: sibling` |
-//! | category or bucket size are not those of the topology | verdict `refused`, for that batch only |
+//! | the category is not in the topology | verdict `refused`, for that batch only |
 //!
 //! The lane is that of the batch's agent by this node's topology, whatever the sender wrote: the number of lanes may have
 //! changed while the batch lay in a spool.
+//!
+//! Buckets of another size than the topology's are taken: after a change of the size, batches that were cut before lie in agents and
+//! spools, and an agent hears of the new size within a minute.
 //!
 //! A 4xx other than 429 is final for exactly these bytes. Whatever gets a status other than 200 changed nothing, with
 //! one exception that is harmless: of a request that got 503, batches may have been taken.
@@ -394,19 +397,13 @@ impl<T: Tier> Receiver<T> {
 
     /// What in the batch is not as the topology has it.
     fn contradiction(&self, header: &BatchHeader) -> Option<String> {
-        let Some(settings) = self.categories.categories.get(&header.category) else {
-            return Some(format!(
+        let known = self.categories.categories.contains_key(&header.category);
+        (!known).then(|| {
+            format!(
                 "the category {} is not in this node's topology: add it there, or correct the agent's source",
                 header.category
-            ));
-        };
-        let other = header.slices.iter().find(|slice| slice.bucket.size() != settings.bucket_s)?;
-        Some(format!(
-            "the buckets of the category {} have {} s, the batch's {} s: the agent has old settings, restart it",
-            header.category,
-            settings.bucket_s.seconds(),
-            other.bucket.size().seconds()
-        ))
+            )
+        })
     }
 }
 
