@@ -133,6 +133,11 @@ async fn load_spreads_over_the_edges_and_over_one_that_joins() -> Result<()> {
     let options = ClusterOptions { agents: AGENTS, edges: 3, edges_by_tier: true, ..ClusterOptions::default() };
     scenario("an edge joins", options, async |cluster| {
         let writers = writers(cluster, AGENTS, 300)?;
+        // One that was started before its edge listened is with another one for a minute.
+        for agent in (0..AGENTS).map(Role::Agent) {
+            cluster.kill9(agent)?;
+            restart(cluster, agent).await?;
+        }
         let first = used_edges(cluster, AGENTS).await?;
         let used = first.iter().collect::<BTreeSet<_>>();
         ensure!(used.len() == 3, "each edge comes first for one of {AGENTS} agents, and not {first:?}");
