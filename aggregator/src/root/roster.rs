@@ -8,9 +8,10 @@
 //! ever heard of for a category, until it leaves by a last report, is retired by an operator, or is silent for
 //! `forget_after`.
 //!
-//! One that has left or was retired is remembered for a while. What was on its way of it then (a report that a tier had kept, said
-//! again or said late) does not bring it back; that takes a later report of the same run, a later run that knows its session, or
-//! new bytes. The same cancels a leave while what the agent had named is awaited.
+//! One that has left or was retired is remembered for a while. What was on its way of it then (bytes, and reports that a tier had
+//! kept, also later ones than any that was heard) does not bring it back: that takes a report with a session that was given to it
+//! since, which nobody can make but an agent that lives. While what it had named is awaited, a later report cancels a leave, and so
+//! do other bytes than those.
 //!
 //! A member's reports are **claims**: a watermark, and the offsets that belong to it. The oldest one that is not fulfilled stays
 //! as it is until it is; only the newest behind it is replaced by later ones. So an agent that never rests does not put its
@@ -189,9 +190,10 @@ impl Member {
         self.standing == Standing::Gone
     }
 
-    /// Nothing is expected of it any more.
+    /// Nothing is expected of it any more. A session that it was given and has not used may be in a report on its way.
     fn goes(&mut self) {
         self.standing = Standing::Gone;
+        self.candidates.clear();
         self.first = None;
         self.last = None;
         self.counts.clear();
@@ -428,14 +430,6 @@ impl Roster {
         let session = Session { epoch: self.epoch, counter: self.next_session };
         let member = self.member_or_new(&report.agent, &report.category, &report.host, now_ms);
         member.heard_ms = now_ms;
-        if member.is_gone()
-            && let Some(left) = member.current
-            && report.session.is_some_and(|older| older < left.session)
-            && report.rival >= Some(left.session)
-        {
-            // It has heard of the run that left, so it lives, and begins anew.
-            *member = Member::new(&report.host, now_ms);
-        }
         if let Some(at) = member.candidates.iter().position(|one| one.run == report.run)
             && report.session == Some(member.candidates[at].session)
         {
@@ -447,7 +441,11 @@ impl Roster {
             member.speaks(&report.host, now_ms);
         }
         match member.current {
-            Some(current) if current.run == report.run => {
+            // What it had said before it left is no news. To anything else it is given a session: it comes back with that.
+            Some(current) if member.is_gone() && current.run == report.run && report.number <= current.number => {
+                answer.session = Some(current.session);
+            }
+            Some(current) if !member.is_gone() && current.run == report.run => {
                 answer.session = Some(current.session);
                 if report.number > current.number {
                     member.current = Some(Run { number: report.number, ..current });
@@ -457,7 +455,7 @@ impl Roster {
                     self.count(report, now_ms, committed);
                 }
             }
-            Some(current) if report.session.is_some_and(|old| old < current.session) => {
+            Some(current) if !member.is_gone() && report.session.is_some_and(|old| old < current.session) => {
                 answer.rival = Some(current.session);
                 if report.rival >= answer.rival {
                     member.clash_ms = Some(now_ms);

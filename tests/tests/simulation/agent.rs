@@ -420,14 +420,16 @@ impl Agent {
                 None => Shipped::default(),
                 Some(Named { stream_id, stream, .. }) => {
                     let known = stream.history().chain([stream.committed(), stream.base()]);
-                    let size = tail.file.facts().size;
+                    let facts = tail.file.facts();
+                    let size = facts.size;
                     let read = matches!(stream.want(), Want::Read(_)) && stream.queue().is_empty();
                     let here = check(&*tail.file, &[stream.committed()]).expect("memory can be read");
                     Shipped {
                         stream: Some(*stream_id),
                         committed: stream.committed().offset,
                         known: known.map(|position| position.offset).collect(),
-                        all: read && stream.committed().offset == size && !here.is_empty(),
+                        all_of: (read && stream.committed().offset == size && !here.is_empty())
+                            .then_some((size, facts.changes)),
                         state: format!("{} {}/{size}", stream.state(), stream.committed().offset),
                     }
                 }

@@ -341,11 +341,15 @@ impl Run {
         if self.plan.fate != Fate::ComesAndGoes || self.seats[at].gone {
             return;
         }
+        // What was written while it left is shipped by its next run.
+        if !server.is_done() {
+            return;
+        }
         if server.take_has_left() {
             self.left += 1;
             self.seats[at].crash(&self.world);
             self.seats[at].gone = true;
-        } else if server.is_done() {
+        } else {
             server.wish_to_leave(true);
         }
     }

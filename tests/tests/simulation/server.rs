@@ -79,8 +79,8 @@ pub(crate) struct Shipped {
     pub(crate) committed: u64,
     /// The positions that the agent knows the file to have had.
     pub(crate) known: Vec<u64>,
-    /// Whether the whole file is committed, as it is now.
-    pub(crate) all: bool,
+    /// The file that is committed to its end: its size and its changes.
+    pub(crate) all_of: Option<(u64, u64)>,
     pub(crate) state: String,
 }
 
@@ -351,11 +351,14 @@ impl Server {
         locked(&self.presence).died_ms
     }
 
-    /// Whether everything is committed.
+    /// Whether everything is committed, also what its agent hasn't seen yet.
     pub(crate) fn is_done(&self) -> bool {
         let shipped = locked(&self.shipped);
-        let whole = |file: &Arc<LogFile>| shipped.get(&file.inode).is_some_and(|one| one.all);
-        self.died_ms().is_some() || self.files().iter().all(|file| file.facts().size == 0 || whole(file))
+        let whole = |file: &Arc<LogFile>| {
+            let Facts { size, changes, .. } = file.facts();
+            size == 0 || shipped.get(&file.inode).is_some_and(|one| one.all_of == Some((size, changes)))
+        };
+        self.died_ms().is_some() || self.files().iter().all(whole)
     }
 
     /// What became of lines: what was written, what of it may be missing, what of it may be there twice.

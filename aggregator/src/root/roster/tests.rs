@@ -299,7 +299,40 @@ fn a_retired_agent_is_not_waited_for_and_what_it_named_is_lost() {
     assert_eq!((losses[0].from, losses[0].to), (3, 10));
     // It lives after all: then it is expected again.
     a.say(&mut world, NOW, &[]);
+    world.write();
+    assert_eq!(a.say(&mut world, NOW, &[]).heard, 3, "it has not been told yet that it had been given up");
+    assert!(world.complete(NOW + HOUR_MS));
+    assert_eq!(a.say(&mut world, NOW, &[]).heard, 6);
     assert!(!world.complete(NOW + HOUR_MS));
+    assert!(world.complete(NOW));
+}
+
+#[test]
+fn reports_that_come_from_edges_that_were_cut_off_do_not_bring_a_retired_agent_back() {
+    let mut world = World::new();
+    // Of one that was known, and of one that had just been given its session.
+    let mut a = Agent::known(&mut world, "a", 1);
+    a.say(&mut world, NOW - 2, &[]);
+    let mut late: Vec<Report> = (0..4).map(|_| a.makes(NOW - 1, &[(1, 10)]).clone()).collect();
+    let mut next = Agent::known(&mut world, "a", 2);
+    late.extend((0..4).map(|_| next.makes(NOW, &[]).clone()));
+    assert_eq!(world.roster.retire("a", NOW, &|_| 0), 1);
+    for report in late.iter().chain(&late) {
+        world.report(report);
+        world.write();
+        assert!(world.roster.is_empty(), "{report:?}");
+    }
+    world.takeover();
+    for report in &late {
+        world.report(report);
+        assert!(world.roster.is_empty(), "{report:?}");
+    }
+    // The later one lives after all.
+    for _ in 0..2 {
+        world.write();
+        next.say(&mut world, NOW, &[]);
+    }
+    assert!(!world.roster.is_empty() && world.complete(NOW));
 }
 
 #[test]
@@ -557,7 +590,7 @@ fn an_agent_that_has_left_or_was_retired_is_not_brought_back_by_what_was_on_its_
 }
 
 #[test]
-fn an_agent_that_has_left_comes_back_with_a_later_report_or_a_later_run_and_not_with_bytes() {
+fn an_agent_that_has_left_comes_back_with_the_session_that_it_is_given_then_and_not_with_bytes() {
     let left = || {
         let mut world = World::new();
         let mut a = Agent::known(&mut world, "a", 1);
@@ -568,7 +601,11 @@ fn an_agent_that_has_left_comes_back_with_a_later_report_or_a_later_run_and_not_
         (world, a)
     };
     let (mut world, mut a) = left();
-    a.say(&mut world, NOW - 5, &[]);
+    for _ in 0..3 {
+        assert!(world.roster.is_empty());
+        a.say(&mut world, NOW - 5, &[]);
+        world.write();
+    }
     assert!(!world.roster.is_empty() && !world.complete(NOW));
     assert!(world.complete(NOW - 5));
 
