@@ -199,8 +199,8 @@ impl Reporter {
         Self { run, session: None, rival: None, number: 0, heard: 0, refused: None, waiting_for: Vec::new() }
     }
 
-    /// Fills in a report.
-    pub fn report(&mut self, facts: Facts, frame: Report) -> Report {
+    /// Fills in a report of the run.
+    pub fn report(&mut self, facts: Facts, empty: Report) -> Report {
         self.number += 1;
         let mut facts = facts;
         // So many are no way to go on: what is not named must not be left out of the claim.
@@ -213,7 +213,6 @@ impl Reporter {
         let (watermark_ms, required) =
             facts.claim.map_or((None, Vec::new()), |(watermark_ms, required)| (Some(watermark_ms), required));
         Report {
-            run: self.run,
             session: self.session,
             rival: self.rival,
             number: self.number,
@@ -222,7 +221,7 @@ impl Reporter {
             lost: facts.lost,
             last: facts.last,
             held_by: facts.held_by,
-            ..frame
+            ..empty
         }
     }
 
@@ -238,6 +237,12 @@ impl Reporter {
         let is_new = answer.refused.is_some() && answer.refused != self.refused;
         self.refused = answer.refused;
         self.refused.clone().filter(|_| is_new)
+    }
+
+    /// The run.
+    #[must_use]
+    pub fn run(&self) -> RunId {
+        self.run
     }
 
     /// Whether the lane's owner has given the run its name.

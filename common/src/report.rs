@@ -151,6 +151,42 @@ pub struct BadReport {
 }
 
 impl Report {
+    /// One that says nothing yet: number 0 of a run without a session.
+    #[must_use]
+    pub fn new(lane: LaneId, agent: AgentId, category: CategoryName, host: impl Into<String>, run: RunId) -> Self {
+        Self {
+            lane,
+            agent,
+            category,
+            host: host.into(),
+            run,
+            session: None,
+            rival: None,
+            number: 0,
+            watermark_ms: None,
+            required: Vec::new(),
+            lost: Vec::new(),
+            counts: Vec::new(),
+            last: false,
+            held_by: String::new(),
+        }
+    }
+
+    /// An answer to it that says nothing yet.
+    #[must_use]
+    pub fn answer(&self) -> ReportAnswer {
+        ReportAnswer {
+            agent: self.agent.clone(),
+            category: self.category.clone(),
+            run: self.run,
+            heard: 0,
+            session: None,
+            rival: None,
+            refused: None,
+            waiting_for: Vec::new(),
+        }
+    }
+
     /// Checks the bounds.
     ///
     /// # Errors
@@ -257,21 +293,15 @@ mod tests {
     use super::*;
 
     fn report() -> Report {
+        let (agent, category) = ("web-1".parse().expect("valid"), "app".parse().expect("valid"));
         Report {
-            lane: LaneId(0),
-            agent: "web-1".parse().expect("valid"),
-            category: "app".parse().expect("valid"),
-            host: "web-1.example".into(),
-            run: RunId(0xff),
             session: Some(Session { epoch: Epoch(3), counter: 4 }),
-            rival: None,
             number: 7,
             watermark_ms: Some(1_795_378_521_000),
             required: vec![StreamOffset { stream: StreamId(1), offset: 30 }],
             lost: vec![StreamId(2)],
             counts: vec![BucketCount { start_s: 1_795_377_600, size_s: 3600, records: 2, bytes: 30 }],
-            last: false,
-            held_by: String::new(),
+            ..Report::new(LaneId(0), agent, category, "web-1.example", RunId(0xff))
         }
     }
 

@@ -297,23 +297,10 @@ impl Engine {
             };
             lost.extend(given_up.keys().copied());
             let facts = Facts { claim, lost, last: is_parting, held_by: of.watermark.held_by().to_owned() };
-            let frame = Report {
-                lane,
-                agent: self.config.agent_id.clone(),
-                category: category.clone(),
-                host: self.config.host.clone(),
-                run: RunId(0),
-                session: None,
-                rival: None,
-                number: 0,
-                watermark_ms: None,
-                required: Vec::new(),
-                lost: Vec::new(),
-                counts: of.tally.counts(),
-                last: false,
-                held_by: String::new(),
-            };
-            reports.push(of.reporter.report(facts, frame));
+            let (agent, host) = (self.config.agent_id.clone(), self.config.host.clone());
+            let mut empty = Report::new(lane, agent, category.clone(), host, of.reporter.run());
+            empty.counts = of.tally.counts();
+            reports.push(of.reporter.report(facts, empty));
         }
         self.desk.categories = desk;
         reports

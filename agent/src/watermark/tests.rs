@@ -123,23 +123,8 @@ fn a_stream_is_lost_when_no_file_was_found_for_it_for_long() {
     assert_eq!(vanished.look(now + minute, minute, &waiting, one_is_there), [], "and the time begins anew");
 }
 
-fn frame() -> Report {
-    Report {
-        lane: LaneId(0),
-        agent: "web-1".parse().expect("valid"),
-        category: "app".parse().expect("valid"),
-        host: "web-1".into(),
-        run: RunId(0),
-        session: None,
-        rival: None,
-        number: 0,
-        watermark_ms: None,
-        required: Vec::new(),
-        lost: Vec::new(),
-        counts: Vec::new(),
-        last: false,
-        held_by: String::new(),
-    }
+fn empty() -> Report {
+    Report::new(LaneId(0), "web-1".parse().expect("valid"), "app".parse().expect("valid"), "web-1", RunId(0))
 }
 
 fn facts() -> Facts {
@@ -147,27 +132,18 @@ fn facts() -> Facts {
 }
 
 fn answer(run: u64) -> ReportAnswer {
-    ReportAnswer {
-        agent: frame().agent,
-        category: frame().category,
-        run: RunId(run),
-        heard: 0,
-        session: None,
-        rival: None,
-        refused: None,
-        waiting_for: Vec::new(),
-    }
+    ReportAnswer { run: RunId(run), ..empty().answer() }
 }
 
 #[test]
 fn a_run_takes_its_name_and_says_it_from_then_on() {
     let mut reporter = Reporter::new(RunId(7));
     let session = Session { epoch: Epoch(3), counter: 1 };
-    assert_eq!(reporter.report(facts(), frame()).session, None);
+    assert_eq!(reporter.report(facts(), empty()).session, None);
     reporter.told(ReportAnswer { session: Some(session), ..answer(8) });
     assert!(!reporter.is_known(), "that was for another run");
     reporter.told(ReportAnswer { session: Some(session), heard: 1, ..answer(7) });
-    let second = reporter.report(facts(), frame());
+    let second = reporter.report(facts(), empty());
     assert_eq!((second.session, second.number, second.watermark_ms), (Some(session), 2, Some(5)));
     assert!(reporter.is_heard(1) && !reporter.is_heard(2));
     // An answer that was kept in between says less.
@@ -182,7 +158,7 @@ fn what_was_told_of_a_rival_is_said_and_a_refusal_is_news_once() {
     let refusal = ReportAnswer { rival: Some(rival), refused: Some("two machines".into()), ..answer(7) };
     assert_eq!(reporter.told(refusal.clone()).as_deref(), Some("two machines"));
     assert_eq!(reporter.told(refusal), None);
-    assert_eq!(reporter.report(facts(), frame()).rival, Some(rival));
+    assert_eq!(reporter.report(facts(), empty()).rival, Some(rival));
     assert_eq!(reporter.refused(), Some("two machines"));
 }
 
@@ -190,7 +166,7 @@ fn what_was_told_of_a_rival_is_said_and_a_refusal_is_news_once() {
 fn a_claim_that_is_too_large_to_be_said_is_not_made() {
     let mut reporter = Reporter::new(RunId(7));
     let many = (0..=MAX_STREAMS_PER_REPORT as u128).map(|n| StreamOffset { stream: StreamId(n), offset: 1 }).collect();
-    let report = reporter.report(Facts { claim: Some((5, many)), ..facts() }, frame());
+    let report = reporter.report(Facts { claim: Some((5, many)), ..facts() }, empty());
     assert_eq!((report.watermark_ms, report.check()), (None, Ok(())));
     assert!(report.held_by.contains("files"));
 }

@@ -154,35 +154,12 @@ mod tests {
     use tributary_common::report::RunId;
 
     fn report(agent: &str, run: u64, number: u64) -> Report {
-        Report {
-            lane: LaneId(0),
-            agent: agent.parse().expect("valid"),
-            category: "app".parse().expect("valid"),
-            host: agent.into(),
-            run: RunId(run),
-            session: None,
-            rival: None,
-            number,
-            watermark_ms: None,
-            required: Vec::new(),
-            lost: Vec::new(),
-            counts: Vec::new(),
-            last: false,
-            held_by: String::new(),
-        }
+        let (id, category) = (agent.parse().expect("valid"), "app".parse().expect("valid"));
+        Report { number, ..Report::new(LaneId(0), id, category, agent, RunId(run)) }
     }
 
     fn answer(report: &Report) -> ReportAnswer {
-        ReportAnswer {
-            agent: report.agent.clone(),
-            category: report.category.clone(),
-            run: report.run,
-            heard: report.number,
-            session: None,
-            rival: None,
-            refused: None,
-            waiting_for: Vec::new(),
-        }
+        ReportAnswer { heard: report.number, ..report.answer() }
     }
 
     fn sent(desk: &mut Desk, now: Instant) -> Vec<(String, u64)> {

@@ -97,16 +97,7 @@ impl Tier for Parent {
             if let Some(elsewhere) = &state.elsewhere {
                 return Err(Overloaded::go("not here", Duration::from_secs(1), elsewhere.clone()));
             }
-            let answers = reports.iter().map(|report| ReportAnswer {
-                agent: report.agent.clone(),
-                category: report.category.clone(),
-                run: report.run,
-                heard: report.number,
-                session: None,
-                rival: None,
-                refused: None,
-                waiting_for: Vec::new(),
-            });
+            let answers = reports.iter().map(|report| ReportAnswer { heard: report.number, ..report.answer() });
             let answers = answers.collect();
             state.reports.extend(reports);
             Ok(answers)

@@ -411,16 +411,7 @@ impl Roster {
         seen: Option<u64>,
         committed: &impl Fn(StreamId) -> u64,
     ) -> ReportAnswer {
-        let mut answer = ReportAnswer {
-            agent: report.agent.clone(),
-            category: report.category.clone(),
-            run: report.run,
-            heard: 0,
-            session: None,
-            rival: None,
-            refused: None,
-            waiting_for: Vec::new(),
-        };
+        let mut answer = report.answer();
         let is_absent = self.member(&report.agent, &report.category).is_none_or(Member::is_gone);
         if report.last && report.required.is_empty() && is_absent {
             // Nothing of it is waited for, and nothing will come.

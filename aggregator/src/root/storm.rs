@@ -147,22 +147,7 @@ enum Presence {
 
 impl Sender {
     fn new(log: Log, run: u64) -> Self {
-        let report = Report {
-            lane: log.lane,
-            agent: log.agent.clone(),
-            category: category(),
-            host: log.agent.to_string(),
-            run: RunId(run),
-            session: None,
-            rival: None,
-            number: 0,
-            watermark_ms: None,
-            required: Vec::new(),
-            lost: Vec::new(),
-            counts: Vec::new(),
-            last: false,
-            held_by: String::new(),
-        };
+        let report = Report::new(log.lane, log.agent.clone(), category(), log.agent.to_string(), RunId(run));
         Self {
             log,
             next: 0,

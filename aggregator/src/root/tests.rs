@@ -208,22 +208,8 @@ async fn say_that_all_is_stored_of(
     every: Duration,
     counts: Vec<BucketCount>,
 ) {
-    let mut report = Report {
-        lane: LaneId(0),
-        category,
-        host: agent.to_string(),
-        agent,
-        run: RunId(clock.now_ms().cast_unsigned()),
-        session: None,
-        rival: None,
-        number: 0,
-        watermark_ms: None,
-        required: Vec::new(),
-        lost: Vec::new(),
-        counts,
-        last: false,
-        held_by: String::new(),
-    };
+    let (host, run) = (agent.to_string(), RunId(clock.now_ms().cast_unsigned()));
+    let mut report = Report { counts, ..Report::new(LaneId(0), agent, category, host, run) };
     while let Some(root) = root.upgrade() {
         report.lane = report.agent.lane(LaneCount::try_from(root.lanes.len() as u16).expect("valid"));
         report.number += 1;

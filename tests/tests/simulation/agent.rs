@@ -596,23 +596,10 @@ impl Agent {
         let has = |stream: StreamId| committed.contains_key(&stream);
         let lost = self.vanished.look(at, LOST_AFTER, self.reporter.waiting_for(), has);
         let facts = Facts { claim, lost, last: self.parting.is_some(), held_by: self.watermark.held_by().to_owned() };
-        let frame = Report {
-            lane: self.server.agent.lane(self.trade.lanes),
-            agent: self.server.agent.clone(),
-            category: self.options.sources[0].category.clone(),
-            host: self.server.agent.to_string(),
-            run: RunId(0),
-            session: None,
-            rival: None,
-            number: 0,
-            watermark_ms: None,
-            required: Vec::new(),
-            lost: Vec::new(),
-            counts: Vec::new(),
-            last: false,
-            held_by: String::new(),
-        };
-        let letter = Letter::reports(&to, &Reports::new(vec![self.reporter.report(facts, frame)]));
+        let (agent, category) = (self.server.agent.clone(), self.options.sources[0].category.clone());
+        let (lane, host) = (agent.lane(self.trade.lanes), agent.to_string());
+        let empty = Report::new(lane, agent, category, host, self.reporter.run());
+        let letter = Letter::reports(&to, &Reports::new(vec![self.reporter.report(facts, empty)]));
         self.reporting = true;
         let (network, gate) = (self.trade.network.clone(), self.gate.clone());
         self.requests.spawn(async move {

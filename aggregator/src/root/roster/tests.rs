@@ -110,24 +110,7 @@ struct Agent {
 
 impl Agent {
     fn new(name: &str, run: u64) -> Self {
-        Self {
-            next: Report {
-                lane: LaneId(0),
-                agent: agent(name),
-                category: app(),
-                host: format!("{name}.example"),
-                run: RunId(run),
-                session: None,
-                rival: None,
-                number: 0,
-                watermark_ms: None,
-                required: Vec::new(),
-                lost: Vec::new(),
-                counts: Vec::new(),
-                last: false,
-                held_by: String::new(),
-            },
-        }
+        Self { next: Report::new(LaneId(0), agent(name), app(), format!("{name}.example"), RunId(run)) }
     }
 
     fn makes(&mut self, watermark_ms: impl Into<Option<i64>>, required: &[(u128, u64)]) -> &Report {

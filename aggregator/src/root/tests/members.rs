@@ -17,22 +17,7 @@ fn giving_up_after(patience: Duration, publish_partial: bool) -> LaneSettings {
 }
 
 fn report_of(agent: &str) -> Report {
-    Report {
-        lane: LaneId(0),
-        agent: agent.parse().expect("valid"),
-        category: category(),
-        host: format!("{agent}.example"),
-        run: RunId(7),
-        session: None,
-        rival: None,
-        number: 0,
-        watermark_ms: None,
-        required: Vec::new(),
-        lost: Vec::new(),
-        counts: Vec::new(),
-        last: false,
-        held_by: String::new(),
-    }
+    Report::new(LaneId(0), agent.parse().expect("valid"), category(), format!("{agent}.example"), RunId(7))
 }
 
 impl Harness {

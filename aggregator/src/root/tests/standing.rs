@@ -42,21 +42,11 @@ async fn an_hour_that_a_lane_has_sealed_is_listed_while_it_waits_for_another_lan
 /// Says that an agent has shipped all, and that no more will come.
 async fn take_leave(root: &Harness, agent: &AgentId) {
     let now_ms = root.settings.clock.now_ms();
+    let run = RunId(now_ms.cast_unsigned());
     let mut report = Report {
-        lane: LaneId(0),
-        category: category(),
-        host: agent.to_string(),
-        agent: agent.clone(),
-        run: RunId(now_ms.cast_unsigned()),
-        session: None,
-        rival: None,
-        number: 0,
         watermark_ms: Some(now_ms),
-        required: Vec::new(),
-        lost: Vec::new(),
-        counts: Vec::new(),
         last: true,
-        held_by: String::new(),
+        ..Report::new(LaneId(0), agent.clone(), category(), agent.to_string(), run)
     };
     loop {
         report.number += 1;
