@@ -17,6 +17,8 @@
 //!
 //! All of these but the last make the slice `altered`.
 
+use std::ops::Range;
+
 use tributary_common::bucket::{Bucket, BucketSize};
 use tributary_common::frame::Run;
 use tributary_common::limits::{MAX_RUNS_PER_SLICE, MAX_SLICES_PER_BATCH};
@@ -171,8 +173,33 @@ struct Cutting<'a> {
     cut: Cut,
     /// The slice of the last record, and what of time belongs to its bucket, in milliseconds.
     current: usize,
-    current_ms: std::ops::Range<i64>,
+    current_ms: Range<i64>,
+    /// Lines of these times, and not too long ones, only make the current slice's last run longer.
+    plain_ms: Range<i64>,
     stored: usize,
+}
+
+/// Lines that follow one another, and only make the current slice's last run longer.
+#[derive(Debug, Default)]
+struct Span {
+    len: usize,
+    lines: u64,
+    first_ms: i64,
+    latest_ms: i64,
+    /// The time of the last line.
+    carry_ms: Option<i64>,
+}
+
+impl Span {
+    #[inline]
+    fn extend(&mut self, len: usize, ms: i64) {
+        let is_first = self.lines == 0;
+        self.first_ms = if is_first { ms } else { self.first_ms.min(ms) };
+        self.latest_ms = if is_first { ms } else { self.latest_ms.max(ms) };
+        self.len += len;
+        self.lines += 1;
+        self.carry_ms = Some(ms);
+    }
 }
 
 /// Plans a batch of the records at the beginning of the input. `times` reads the times of lines; without it, all are of
@@ -186,6 +213,7 @@ pub fn cut(options: &CutOptions, input: Input<'_>, mut times: Option<&mut TimeRe
         cut: Cut { carry_ms: input.carry_ms, guessed: times.is_none(), ..Cut::default() },
         current: usize::MAX,
         current_ms: 0..0,
+        plain_ms: 0..0,
         stored: 0,
     };
     if input.inside_line && !cutting.rest_of_line() {
@@ -193,9 +221,24 @@ pub fn cut(options: &CutOptions, input: Input<'_>, mut times: Option<&mut TimeRe
     }
     let from = cutting.cut.len;
     let mut at = from;
+    let mut span = Span::default();
     for newline in memchr::memchr_iter(b'\n', &data[from..]).map(|newline| from + newline) {
         let line = &data[at..newline];
         let time = cutting.time_of(line, times.as_deref_mut());
+        let plain = match time {
+            LineTime::At(ms) => Some(ms),
+            LineTime::None => span.carry_ms.or(cutting.cut.carry_ms),
+            LineTime::Implausible => None,
+        };
+        if let Some(ms) = plain.filter(|ms| cutting.plain_ms.contains(ms))
+            && line.len() <= options.max_line_bytes
+        {
+            span.extend(line.len() + 1, ms);
+            at = newline + 1;
+            continue;
+        }
+        cutting.add_span(&std::mem::take(&mut span));
+        let before = (cutting.cut.carry_ms, cutting.cut.guessed);
         cutting.carry(time);
         let fits = if line.len() <= options.max_line_bytes {
             cutting.add(at, line.len() + 1, Store::AsIs)
@@ -203,11 +246,16 @@ pub fn cut(options: &CutOptions, input: Input<'_>, mut times: Option<&mut TimeRe
             cutting.add_long(at, line.len() + 1, true)
         };
         if !fits {
+            if cutting.cut.len == at {
+                // Nothing of it is in this batch, nor its time.
+                (cutting.cut.carry_ms, cutting.cut.guessed) = before;
+            }
             return cutting.cut;
         }
         cutting.count(time);
         at = newline + 1;
     }
+    cutting.add_span(&span);
     let rest = &data[at..];
     let long = rest.len() > options.max_line_bytes;
     if long || (input.end == DataEnd::Final && !rest.is_empty()) {
@@ -309,8 +357,23 @@ impl Cutting<'_> {
         added
     }
 
+    /// Adds lines, of which each may be added.
+    fn add_span(&mut self, span: &Span) {
+        let Some(slice) = self.cut.slices.get_mut(self.current).filter(|_| span.lines > 0) else { return };
+        if let Some(run) = slice.runs.last_mut() {
+            run.len += span.len as u64;
+            run.stored += span.len as u64;
+        }
+        slice.records += span.lines;
+        slice.first_time_ms = slice.first_time_ms.min(span.first_ms);
+        slice.last_time_ms = slice.last_time_ms.max(span.latest_ms);
+        self.stored += span.len;
+        self.cut.len += span.len;
+        self.cut.lines += span.lines;
+        self.cut.carry_ms = span.carry_ms;
+    }
+
     /// Adds `len` bytes at `at` as one record, if the batch has room for it.
-    #[inline]
     fn add(&mut self, at: usize, len: usize, store: Store) -> bool {
         let prefix = &self.options.prefix;
         let stored = match store {
@@ -359,8 +422,11 @@ impl Cutting<'_> {
         slice.records += u64::from(store != Store::Nothing);
         slice.first_time_ms = slice.first_time_ms.min(ms);
         slice.last_time_ms = slice.last_time_ms.max(ms);
+        let is_plain = prefix.is_empty() && slice.copied.is_none();
         self.stored += stored;
         self.cut.len = at + len;
+        let has_room = self.stored + (data.len() - self.cut.len) <= self.options.max_stored_bytes;
+        self.plain_ms = if is_plain && has_room { self.current_ms.clone() } else { 0..0 };
         true
     }
 
@@ -606,6 +672,34 @@ mod tests {
                 let stored = slice.stored(&data, 0, &mut Vec::new()).len() as u64;
                 prop_assert_eq!(stored, slice.runs.iter().map(|run| run.stored).sum::<u64>());
             }
+        }
+
+        /// Lines that are taken together give what they give one by one, as where the batch hasn't room for all that is there.
+        #[test]
+        fn lines_together_are_the_lines_one_by_one(
+            lines in proptest::collection::vec(
+                (prop_oneof![6 => 0_u32..3, 1 => Just(90), 2 => Just(99)], 0..60_u32, 0_usize..79),
+                2..60,
+            ),
+            carry_ms in prop_oneof![Just(None), (HOUR_MS..HOUR_MS + 7_200_000).prop_map(Some)],
+            timed in proptest::bool::weighted(0.8),
+        ) {
+            let mut data = Vec::new();
+            for (hour, second, len) in lines {
+                match hour {
+                    0..3 => data.extend_from_slice(format!("2026-11-22T{}:00:{second:02}Z ", 20 + hour).as_bytes()),
+                    90 => data.extend_from_slice(b"1971-01-01T00:00:00Z "),
+                    _ => {}
+                }
+                data.extend(std::iter::repeat_n(b'x', len));
+                data.push(b'\n');
+            }
+            let tight = CutOptions { max_stored_bytes: data.len() - 1, ..options() };
+            let mut reader = times();
+            let one_by_one = cut(&tight, Input { carry_ms, ..input(&data) }, timed.then_some(&mut reader));
+            let taken = Input { carry_ms, ..input(&data[..one_by_one.len]) };
+            let together = cut(&options(), taken, timed.then_some(&mut reader));
+            prop_assert_eq!(format!("{together:?}"), format!("{one_by_one:?}"));
         }
 
         /// However the file is read in pieces, the records are the same, and every byte is covered once.
