@@ -99,10 +99,13 @@ impl Engine {
             if request.parts.is_empty() {
                 continue;
             }
-            if let Some(rate) = self.config.bytes_per_second {
-                let pause = Duration::from_secs_f64(bytes as f64 / rate as f64);
-                self.send_not_before = Some(self.send_not_before.unwrap_or(now).max(now) + pause);
-            }
+            // As over a network of that speed, on which a request has come when its last byte has: so at no time more has been sent than
+            // that speed allows.
+            self.send_not_before = self.config.bytes_per_second.map(|rate| {
+                let takes = Duration::from_secs_f64(bytes as f64 / rate as f64);
+                self.send_not_before.unwrap_or(now).max(now) + takes
+            });
+            let send_at = self.send_not_before;
             self.metrics.request();
             self.metrics.shipped_bytes.inc_by(bytes);
             let count = request.parts.iter().map(|part| part.3.len()).sum();
@@ -111,6 +114,9 @@ impl Engine {
             self.requests.insert(number, request);
             let sender = self.sender.clone();
             tokio::spawn(async move {
+                if let Some(at) = send_at {
+                    tokio::time::sleep_until(at.into()).await;
+                }
                 let outcome = link.batches(pieces, count).await;
                 // The engine may have ended meanwhile.
                 let _ = sender.send(Event::Sent { request: number, outcome });
@@ -119,12 +125,17 @@ impl Engine {
         Ok(())
     }
 
+    /// Bytes of batches after which a request is full: no more than what may be sent in a second.
+    fn request_bytes(&self) -> u64 {
+        self.config.bytes_per_second.map_or(REQUEST_BYTES, |rate| REQUEST_BYTES.min(rate))
+    }
+
     fn is_request_full(&self) -> bool {
         let mut bytes = 0;
         for id in &self.ready {
             let Some(named) = self.tails.get(id).and_then(|tail| tail.named.as_ref()) else { continue };
             bytes += named.stream.sendable().filter_map(|piece| piece.batch.as_ref()).map(|one| one.used).sum::<u64>();
-            if bytes >= REQUEST_BYTES {
+            if bytes >= self.request_bytes() {
                 return true;
             }
         }
@@ -133,6 +144,7 @@ impl Engine {
 
     /// Takes batches of streams that are ready, up to the size of a request.
     fn gather(&mut self, server: usize) -> (Request, Vec<Bytes>, u64) {
+        let most = self.request_bytes();
         let mut request = Request { server, parts: Vec::new() };
         let (mut pieces, mut bytes, mut batches) = (Vec::new(), 0, 0);
         while let Some(id) = self.ready.pop_front() {
@@ -151,7 +163,7 @@ impl Engine {
             for piece in named.stream.sendable() {
                 let Piece { end, batch: Some(packed), .. } = piece else { break };
                 let len = packed.used;
-                let full = bytes > 0 && (bytes + len > REQUEST_BYTES || batches == MAX_BATCHES_PER_REQUEST);
+                let full = bytes > 0 && (bytes + len > most || batches == MAX_BATCHES_PER_REQUEST);
                 if full || (careful >= ONE_BATCH && !ends.is_empty()) {
                     break;
                 }

@@ -1,5 +1,7 @@
 //! Many files, few descriptors, little memory; a system that doesn't tell of changes, or not of all.
 
+use std::time::Instant;
+
 use crate::support::{Scene, append, lines, random_lines, wait_for};
 
 /// Writes `count` files of one line each, and returns the lines.
@@ -167,6 +169,27 @@ async fn a_file_at_full_speed_does_not_starve_the_others() {
     let shipped = scene.root().records.len();
     assert!(shipped < large.len(), "the large file was shipped first");
     agent.stop().await;
+}
+
+/// However slow this machine is: it only makes that less.
+#[tokio::test]
+async fn at_no_time_more_was_sent_than_bytes_per_second_allows() {
+    const RATE: usize = 400 << 10;
+    let mut scene = Scene::new(1).await;
+    scene.settings = "bytes_per_second = \"400 KiB\"".into();
+    let lines = random_lines("a", 60_000);
+    append(&scene.log("a.log"), &lines);
+    let begun = Instant::now();
+    let agent = scene.start();
+    scene.expect_lines(&lines).await;
+    agent.stop().await;
+    let mut sent = 0;
+    for (at, bytes) in scene.edges[0].arrivals() {
+        sent += bytes;
+        let allowed = (at - begun).as_secs_f64() * RATE as f64;
+        assert!(sent as f64 <= allowed, "{sent} bytes where {allowed} are allowed");
+    }
+    assert!(sent > RATE, "{sent} bytes show nothing");
 }
 
 #[tokio::test]

@@ -164,6 +164,8 @@ struct EdgeState {
     /// A header of every answer.
     header: Option<(&'static str, String)>,
     requests: u64,
+    /// When each request with batches had come in, and its bytes.
+    arrivals: Vec<(Instant, usize)>,
     refused_line: Option<&'static str>,
     awaited: Vec<StreamOffset>,
     /// The reports, each with what was committed of each stream when it came.
@@ -261,6 +263,7 @@ impl Edge {
             status: None,
             header: None,
             requests: 0,
+            arrivals: Vec::new(),
             refused_line: None,
             awaited: Vec::new(),
             reports: Vec::new(),
@@ -346,6 +349,11 @@ impl Edge {
         self.state().spool.values().map(|held| held.batches.len()).sum()
     }
 
+    /// The requests with batches that it got: when all of each had come, and its bytes.
+    pub(crate) fn arrivals(&self) -> Vec<(Instant, usize)> {
+        self.state().arrivals.clone()
+    }
+
     /// Requests that it got.
     pub(crate) fn requests(&self) -> u64 {
         self.state().requests
@@ -358,6 +366,9 @@ async fn handle(state: &Mutex<EdgeState>, request: Request<TimedBody>) -> Respon
     let mut body = request.into_body().collect().await.expect("a body").to_bytes();
     let mut state = state.lock().expect("no panic");
     state.requests += 1;
+    if path == BATCHES_PATH {
+        state.arrivals.push((Instant::now(), body.len()));
+    }
     if let Some(status) = state.status {
         let mut answer = answer(status, &serde_json::json!({ "error": "so the test wants" }));
         if let Some((name, value)) = &state.header {
