@@ -32,6 +32,9 @@ impl Runs for Spool {
     }
 }
 
+/// A request with batches of so many streams is not small, whatever its size.
+const MANY_STREAMS: usize = 32;
+
 /// Bounds of forwarding.
 #[derive(Debug, Clone, Copy)]
 pub struct ForwardLimits {
@@ -41,6 +44,11 @@ pub struct ForwardLimits {
     pub requests_in_flight: usize,
     /// Most of them over all routes: their bodies are in memory.
     pub total_in_flight: usize,
+    /// A request with less than this, and of few streams, waits for more while another one is under way by its route: each request
+    /// costs both sides.
+    pub small_request_bytes: u64,
+    /// It waits no longer than this, however long the other one takes.
+    pub company_wait: Duration,
     /// How often the parent is asked about streams that wait for `committed`.
     pub poll_interval: Duration,
     /// The first rest of a stream that makes no progress; it doubles up to `max_rest`.
@@ -57,6 +65,8 @@ impl Default for ForwardLimits {
             request_bytes: 8 << 20,
             requests_in_flight: 4,
             total_in_flight: 8,
+            small_request_bytes: 1 << 20,
+            company_wait: Duration::from_millis(20),
             poll_interval: Duration::from_millis(600),
             rest: Duration::from_millis(100),
             max_rest: Duration::from_secs(10),
@@ -186,6 +196,8 @@ struct Route {
     /// Until when the pool pauses, as it said last.
     paused: Option<Instant>,
     queue: VecDeque<StreamId>,
+    /// Until when the next request waits for more to go with it.
+    company_until: Option<Instant>,
     under_way: usize,
     polling: bool,
     next_poll: Option<Instant>,
@@ -251,6 +263,7 @@ impl Forwarder {
             pool: EndpointPool::new(nodes.len(), limits.pool),
             paused: None,
             queue: VecDeque::new(),
+            company_until: None,
             under_way: 0,
             polling: false,
             next_poll: None,
@@ -335,7 +348,7 @@ impl Forwarder {
         let routes = self.routes.iter().flat_map(|way| {
             // Where as many requests are under way as may be, it is the end of one that matters, not the end of a pause.
             let room = room && way.under_way < self.limits.requests_in_flight;
-            let queued = way.paused.filter(|_| room && !way.queue.is_empty());
+            let queued = way.paused.max(way.company_until).filter(|_| room && !way.queue.is_empty());
             let poll = way.next_poll.filter(|_| !way.polling).map(|at| at.max(way.paused.unwrap_or(at)));
             queued.into_iter().chain(poll)
         });
@@ -363,15 +376,39 @@ impl Forwarder {
         }
     }
 
+    /// Whether what is queued would be no more than a small request.
+    fn is_small(&self, way: &Route, runs: &impl Runs) -> bool {
+        if way.queue.len() >= MANY_STREAMS {
+            return false;
+        }
+        let mut bytes = 0;
+        for stream in &way.queue {
+            let (Some(flow), Some(run)) = (self.flows.get(stream), runs.run(*stream)) else { continue };
+            for entry in run.safe_from(flow.at) {
+                bytes += u64::from(entry.place.len);
+                if bytes >= self.limits.small_request_bytes {
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
     fn next_send(&mut self, route: usize, now: Instant, runs: &impl Runs) -> Option<Outgoing> {
         let total = self.under_way();
-        let way = &mut self.routes[route];
+        let way = &self.routes[route];
         if way.queue.is_empty()
             || total >= self.limits.total_in_flight
             || way.under_way >= self.limits.requests_in_flight
         {
             return None;
         }
+        let waits = way.under_way > 0 && self.is_small(way, runs);
+        let way = &mut self.routes[route];
+        if waits && now < *way.company_until.get_or_insert(now + self.limits.company_wait) {
+            return None;
+        }
+        way.company_until = None;
         let node = way.choose(now)?;
         // A busy stream leaves room for the others that wait.
         let share = self.limits.request_bytes / way.queue.len().clamp(1, 4) as u64;

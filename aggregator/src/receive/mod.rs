@@ -240,18 +240,12 @@ impl<T: Tier> Receiver<T> {
         let is_known = |report: &Report| self.categories.categories.contains_key(&report.category);
         let (known, foreign): (Vec<Report>, Vec<Report>) = reports.reports.into_iter().partition(is_known);
         let mut answers = if known.is_empty() { Vec::new() } else { self.tier.reports(known).await? };
-        answers.extend(foreign.into_iter().map(|report| ReportAnswer {
-            heard: 0,
-            session: None,
-            rival: None,
+        answers.extend(foreign.iter().map(|report| ReportAnswer {
             refused: Some(format!(
                 "the category {} is not in this node's topology: add it there, or correct the agent's source",
                 report.category
             )),
-            waiting_for: Vec::new(),
-            agent: report.agent,
-            category: report.category,
-            run: report.run,
+            ..report.answer()
         }));
         Ok(json(StatusCode::OK, &ReportAnswers { answers }))
     }
@@ -287,8 +281,9 @@ impl<T: Tier> Receiver<T> {
             elsewhere: None,
         })?;
         let mut body = request.into_body();
-        // An announced length is not yet a sent one: memory grows with what comes.
-        let mut bytes = BytesMut::with_capacity(room.min(64 << 10) as usize);
+        // Where the length is announced nothing is copied as it grows. It is only an address: the system gives memory when it is written
+        // to.
+        let mut bytes = BytesMut::with_capacity(announced.unwrap_or(64 << 10) as usize);
         loop {
             let Some(piece) = body.frame().await else { break };
             let piece = piece.map_err(|error| {
@@ -303,10 +298,6 @@ impl<T: Tier> Receiver<T> {
             if let Ok(data) = piece.into_data() {
                 if (bytes.len() + data.len()) as u64 > limit {
                     return Err(too_large());
-                }
-                if bytes.capacity() - bytes.len() < data.len() {
-                    // The system gives memory when it is written to, so this is only an address, and saves copying at each doubling.
-                    bytes.reserve((room as usize).saturating_sub(bytes.len()).max(data.len()));
                 }
                 bytes.extend_from_slice(&data);
             }

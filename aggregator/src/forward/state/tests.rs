@@ -61,7 +61,8 @@ impl Held {
 }
 
 fn forwarder(nodes: usize) -> Forwarder {
-    Forwarder::new(ForwardLimits { request_bytes: 250, ..ForwardLimits::default() }, &[endpoints(nodes)])
+    let limits = ForwardLimits { request_bytes: 250, small_request_bytes: 0, ..ForwardLimits::default() };
+    Forwarder::new(limits, &[endpoints(nodes)])
 }
 
 fn endpoints(nodes: usize) -> Vec<Endpoint> {
@@ -77,6 +78,57 @@ fn ranges(held: &Held, outgoing: &Outgoing) -> Vec<(u64, u64)> {
     let Ask::Batches(parts) = &outgoing.ask else { panic!("{outgoing:?} has no batches") };
     let places = parts.iter().flat_map(|part| &part.places);
     places.map(|place| (held.batches[place].1.offset, held.batches[place].2.offset)).collect()
+}
+
+/// The streams in a request.
+fn streams(outgoing: &Outgoing) -> Vec<u128> {
+    let Ask::Batches(parts) = &outgoing.ask else { panic!("{outgoing:?} has no batches") };
+    parts.iter().map(|part| part.stream.0).collect()
+}
+
+#[test]
+fn a_small_request_waits_for_company_while_another_is_under_way_and_not_for_long() {
+    let (mut held, mut now) = (Held::default(), Instant::now());
+    let limits = ForwardLimits { small_request_bytes: 250, ..ForwardLimits::default() };
+    let mut forwarder = Forwarder::new(limits, &[endpoints(1)]);
+    let offer = |forwarder: &mut Forwarder, held: &mut Held, now: Instant, stream: u128| {
+        assert_eq!(held.offer(StreamId(stream), 0, 100, 0), Offer::Take);
+        forwarder.notice(now, StreamId(stream), LaneId(0), held);
+    };
+    let answer_for = |stream: u128| Answer { stream: StreamId(stream), ..answer(Some(100), None, Verdict::Ok) };
+
+    offer(&mut forwarder, &mut held, now, 1);
+    let first = forwarder.next_request(now, &held).expect("nothing is under way");
+    offer(&mut forwarder, &mut held, now, 2);
+    offer(&mut forwarder, &mut held, now, 3);
+    assert_eq!(forwarder.next_request(now, &held), None);
+    assert_eq!(forwarder.next_deadline(), Some(now + limits.company_wait));
+    offer(&mut forwarder, &mut held, now, 4);
+    let full = forwarder.next_request(now, &held).expect("it is not small any more");
+    assert_eq!(streams(&full), [2, 3, 4]);
+
+    // However long the others take.
+    offer(&mut forwarder, &mut held, now, 5);
+    assert_eq!(forwarder.next_request(now, &held), None);
+    now += limits.company_wait;
+    let late = forwarder.next_request(now, &held).expect("it has waited");
+    assert_eq!(streams(&late), [5]);
+
+    // And not for the last one that is under way.
+    offer(&mut forwarder, &mut held, now, 6);
+    assert_eq!(forwarder.next_request(now, &held), None);
+    for outgoing in [first, full, late] {
+        let answers: Vec<Answer> = streams(&outgoing).into_iter().map(answer_for).collect();
+        forwarder.answered(now, outgoing.id, &answers, &held, 0);
+    }
+    assert_eq!(forwarder.next_request(now, &held).map(|outgoing| streams(&outgoing)), Some(vec![6]));
+    // Of many streams none is small.
+    for stream in 7..7 + MANY_STREAMS as u128 {
+        let held = &mut held;
+        assert_eq!(held.offer(StreamId(stream), 0, 1, 0), Offer::Take);
+        forwarder.notice(now, StreamId(stream), LaneId(0), held);
+    }
+    assert!(forwarder.next_request(now, &held).is_some());
 }
 
 struct Setup {
@@ -442,7 +494,7 @@ run.commit(at(sink[id].min(run.next().offset)));
 
 #[test]
 fn the_end_of_a_pause_wakes_nobody_while_no_more_requests_may_be_made() {
-    let limits = ForwardLimits { requests_in_flight: 2, ..ForwardLimits::default() };
+    let limits = ForwardLimits { requests_in_flight: 2, small_request_bytes: 0, ..ForwardLimits::default() };
     let mut forwarder = Forwarder::new(limits, &[endpoints(1)]);
     let (mut held, mut now) = (Held::default(), Instant::now());
     for id in (0..3).map(StreamId) {
@@ -515,7 +567,7 @@ fn a_node_that_is_being_emptied_is_left_at_once_and_without_a_failure() {
 #[test]
 fn connections_are_made_anew_when_they_are_old_also_when_there_is_always_something_to_send() {
     let mut held = Held::default();
-    let limits = ForwardLimits { request_bytes: 100, ..ForwardLimits::default() };
+    let limits = ForwardLimits { request_bytes: 100, small_request_bytes: 0, ..ForwardLimits::default() };
     let age = limits.pool.max_connection_age;
     let mut forwarder = Forwarder::new(limits, &[endpoints(1)]);
     for stream in 1..=2 {
