@@ -185,11 +185,13 @@ impl Streams {
 
     /// What was declared as lost fills the gaps of its stream.
     fn fill_with_lost(&mut self) {
-        for (key, lost) in std::mem::take(&mut self.lost) {
-            if let Some(stream) = self.streams.get_mut(&key) {
-                lost.iter().for_each(|bytes| stream.elsewhere.insert(bytes));
-            }
-        }
+        let streams = &mut self.streams;
+        // One of which nothing was seen yet may be seen by the next look.
+        self.lost.retain(|key, lost| {
+            let Some(stream) = streams.get_mut(key) else { return true };
+            lost.iter().for_each(|bytes| stream.elsewhere.insert(bytes));
+            false
+        });
     }
 
     /// The categories with streams of which bytes are in no file; `older` says what is known of a category's older hours.

@@ -16,7 +16,8 @@ use super::ledger::HourKey;
 /// Jobs at a time: enough to hide the sink's latency, few enough not to crowd out the writers.
 pub const MAX_JOBS: usize = 4;
 
-/// So many hours of a category may wait for another attempt before no other one of it is begun.
+/// Where so many hours of a category wait for another attempt, and the last one that was begun after them failed, too, it may be that
+/// all of the category do: with each that fails the next one waits a minute longer.
 const MAX_FAILED: usize = 8;
 
 /// Pauses between the attempts for one hour.
@@ -48,6 +49,8 @@ struct Failed {
 pub struct Jobs {
     running: BTreeMap<HourKey, Job>,
     failed: BTreeMap<HourKey, Failed>,
+    /// When last an hour of each category failed for the first time.
+    stumbled: BTreeMap<CategoryName, Instant>,
     /// When each category had its last turn, counted in turns.
     turns: BTreeMap<CategoryName, u64>,
     turn: u64,
@@ -79,7 +82,12 @@ impl Jobs {
         }
         match self.failed.get(key) {
             Some(failed) => failed.at <= now,
-            None => self.failed.keys().filter(|failed| failed.category == key.category).count() < MAX_FAILED,
+            None => {
+                let failed = self.failed.keys().filter(|failed| failed.category == key.category).count();
+                let stumbled = self.stumbled.get(&key.category);
+                let more = u32::try_from(failed.saturating_sub(MAX_FAILED - 1)).unwrap_or(u32::MAX);
+                stumbled.is_none_or(|at| now.duration_since(*at) >= PAUSES.max.saturating_mul(more))
+            }
         }
     }
 
@@ -91,6 +99,7 @@ impl Jobs {
 
     /// Work for the hour begins, or has got so far.
     pub fn set(&mut self, key: HourKey, job: Job) {
+        debug_assert!(job != Job::Executing || self.running.get(&key) != Some(&job), "{key} is carried out twice");
         if !self.running.contains_key(&key) {
             self.turn += 1;
             self.turns.insert(key.category.clone(), self.turn);
@@ -115,6 +124,9 @@ impl Jobs {
     /// any 64 bits that differ from hour to hour.
     pub fn fail(&mut self, key: &HourKey, now: Instant, random: u64) -> Duration {
         self.running.remove(key);
+        if !self.failed.contains_key(key) {
+            self.stumbled.insert(key.category.clone(), now);
+        }
         let failed =
             self.failed.entry(key.clone()).or_insert_with(|| Failed { backoff: Backoff::new(PAUSES), at: now });
         let pause = failed.backoff.fail(random, None);
@@ -176,5 +188,25 @@ mod tests {
         assert!(begun.values().all(|count| (38..=42).contains(count)), "{begun:?}");
         // By then it has so many that wait for another attempt that it gets none but those.
         assert!(!jobs.may_begin(&key("a", 1000), now) && jobs.may_begin(&key("b", 1000), now));
+    }
+
+    #[test]
+    fn hours_that_fail_for_reasons_of_their_own_do_not_stop_their_category() {
+        let (mut jobs, mut now) = (Jobs::default(), Instant::now());
+        for hour in 0..2 * MAX_FAILED as i64 {
+            jobs.set(key("a", hour), Job::Executing);
+            jobs.fail(&key("a", hour), now, 0);
+        }
+        assert!(!jobs.may_begin(&key("a", 1000), now), "it may be the category that fails");
+        now += PAUSES.max * (MAX_FAILED as u32 + 1);
+        for hour in 1000..1100 {
+            assert!(jobs.may_begin(&key("a", hour), now));
+            jobs.set(key("a", hour), Job::Preparing);
+            jobs.end(&key("a", hour));
+            jobs.fail(&key("a", hour % 8), now, 0);
+        }
+        jobs.set(key("a", 2000), Job::Preparing);
+        jobs.fail(&key("a", 2000), now, 0);
+        assert!(!jobs.may_begin(&key("a", 2001), now), "and so it may now");
     }
 }

@@ -642,7 +642,7 @@ impl LaneSink {
     /// When a step fails for good, or a seal can't be read.
     pub async fn publish(&self, key: &HourKey) -> Result<bool, DfsError> {
         let dirs = HourDirs::new(&key.category, key.bucket);
-        if persist!(self, "look for the hour", self.dfs.stat(&dirs.visible).await)?.is_some() {
+        if self.is_published(key).await? {
             return Ok(true);
         }
         let mut seals = Vec::new();
@@ -677,13 +677,33 @@ impl LaneSink {
         Ok(true)
     }
 
-    /// Whether the hour can be seen by readers.
+    /// Whether the hour, which this lane has sealed, can be seen by readers.
     ///
     /// # Errors
-    /// When the sink doesn't say.
+    /// When the sink doesn't say; and when something else lies in its place, and what this lane has sealed is still hidden.
     pub async fn is_published(&self, key: &HourKey) -> Result<bool, DfsError> {
         let dirs = HourDirs::new(&key.category, key.bucket);
-        Ok(self.dfs.stat(&dirs.visible).await?.is_some())
+        if persist!(self, "look for the hour", self.dfs.stat(&dirs.visible).await)?.is_none() {
+            return Ok(false);
+        }
+        let name = seal_file(self.lane);
+        let path = dirs.hidden.join(&name);
+        // Nothing of an hour stays hidden that is published. Of one that retention has removed nothing is anywhere.
+        if persist!(self, "read a seal", self.read_seal(&path).await)?.is_some_and(|seal| seal.is_of(key))
+            && !persist!(self, "read a seal", self.read_seal(&dirs.visible.join(&name)).await)?
+                .is_some_and(|seal| seal.is_of(key))
+        {
+            return Err(DfsError::Refused {
+                call: "publish",
+                path,
+                reason: format!(
+                    "buckets of another size were published as {} meanwhile: move the data files from beside this seal to \
+                     where your jobs look for late data, and then delete the directory",
+                    dirs.visible
+                ),
+            });
+        }
+        Ok(true)
     }
 
     /// Carries out announced moves of late files: each goes beside the published hour, with a manifest of its own.
@@ -893,6 +913,24 @@ mod tests {
             assert!(moved.all(|path| path.as_str().contains("lanes")), "the segment and its join, and nothing else");
             sink.dfs.delete(&HourDirs::new(&first.category, first.bucket).visible).await.expect("deleted");
             sink.dfs.delete(&HourDirs::new(&first.category, first.bucket).parent).await.expect("deleted");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sealed_day_is_not_taken_for_published_because_hours_lie_in_its_place() {
+        let cluster = HostileCluster::new(1, Hostility::none());
+        let (sink, day) = (sink(&cluster).await, hour(86_400));
+        let record = segment(&sink, "app.a.gz", b"gzip", Codec::Gzip).await;
+        let prepared = sink.prepare_seal(&day, &[record], 100, HourVerdict::default()).await;
+        let seal = prepared.expect("ready").expect("not published");
+        sink.execute_seal(&day, &seal).await.expect("done");
+        assert!(!sink.is_published(&day).await.expect("answers"));
+        let dirs = HourDirs::new(&day.category, day.bucket);
+        // Another lane has data of an hour of that day, and was faster.
+        sink.dfs.mkdir_all(&HourDirs::new(&day.category, hour(3600).bucket).hidden).await.expect("made");
+        for asked in [sink.is_published(&day).await, sink.publish(&day).await] {
+            let refused = asked.expect_err("it is hidden still").to_string();
+            assert!(refused.contains(dirs.hidden.as_str()), "{refused}");
         }
     }
 

@@ -37,7 +37,9 @@ impl Lane {
     fn begin_jobs(&mut self, candidates: BTreeSet<HourKey>, now_ms: i64) {
         let now = Instant::now();
         let mut waiting: BTreeMap<CategoryName, VecDeque<HourKey>> = BTreeMap::new();
-        for key in self.announced.iter().cloned().chain(candidates) {
+        // What is announced is over, too.
+        let others = candidates.into_iter().filter(|key| !self.announced.contains(key));
+        for key in self.announced.iter().cloned().chain(others) {
             if self.jobs.may_begin(&key, now) {
                 waiting.entry(key.category.clone()).or_default().push_back(key);
             }
@@ -65,6 +67,8 @@ impl Lane {
     /// when they are published, the ones that are not remembered were: retention may have removed them since.
     pub(super) fn due_by_time(&mut self, now: i64) -> Vec<HourKey> {
         let ttl = millis(self.settings.stream_ttl);
+        // By a wrong clock, as it may be where an operator asks, nothing is old.
+        let knows_the_time = self.knows_the_time();
         let mut due = Vec::new();
         for (category, up_to) in &mut self.sealed_up_to {
             if !self.settings.categories.contains_key(category) {
@@ -85,7 +89,7 @@ impl Lane {
                     due.push(key);
                 }
                 bucket = bucket.next();
-                if all_sealed {
+                if all_sealed && knows_the_time {
                     *up_to = bucket;
                 }
             }

@@ -165,6 +165,8 @@ async fn a_clock_that_is_wrong_or_was_set_to_another_day_forgets_no_stream_and_n
     let is_as_it_was = async |root: &Running, what: &str| {
         assert_ne!(root.position(&log).await.verdict, Verdict::Unknown, "{what}: the stream is forgotten");
         assert_eq!(root.root.agents().await[&LaneId(0)].len(), 1, "{what}: the agent is forgotten");
+        // An operator asks, too.
+        root.root.status().await;
         let future = world.published("app").values().any(|hour| hour.bucket_start_s * 1000 > world.cluster.now_ms());
         assert!(!future, "{what}: a bucket that has not begun is published");
     };
@@ -185,6 +187,39 @@ async fn a_clock_that_is_wrong_or_was_set_to_another_day_forgets_no_stream_and_n
     pass(300).await;
     is_as_it_was(&root, "set right").await;
     assert!(world.published("app").len() > before + 3, "what was over meanwhile is published");
+    pass(300).await;
+    let starts: Vec<i64> = world.published("app").values().map(|hour| hour.bucket_start_s).collect();
+    assert!(starts.windows(2).all(|pair| pair[1] - pair[0] == 60), "none is passed over: {starts:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_hour_is_given_up_because_the_sink_was_away() {
+    let mut world = World::new();
+    let settings = &mut world.settings;
+    settings.categories.get_mut(&category()).expect("there").give_up_after = Duration::from_secs(300);
+    let root = world.start().await;
+    let late = Log::new(2, 100, world.cluster.now_ms(), 1).of("web-2", LaneCount::ONE);
+    assert_eq!(root.offer(world.batch(&late, 0, 50)).await, Verdict::Ok);
+    pass(120).await;
+    // Nothing can be committed, so nobody can be told of it: that is nobody's silence.
+    world.cluster.set_hostility(Hostility { unavailable: 1000, ..Hostility::none() });
+    pass(3600).await;
+    world.cluster.set_hostility(Hostility::none());
+    pass(120).await;
+    assert_eq!(world.published("app").values().find(|hour| !hour.complete), None);
+    let web_2 = say_that_all_is_stored_of(
+        category(),
+        Arc::downgrade(&root.root),
+        world.settings.clock.clone(),
+        "web-2".parse().expect("valid"),
+        REPORT_EVERY,
+        Vec::new(),
+    );
+    tokio::spawn(web_2);
+    pass(120).await;
+    let published = world.published("app");
+    assert!(published.len() > 60 && published.values().all(|hour| hour.complete), "{published:?}");
+    root.crash(&world);
 }
 
 #[tokio::test(start_paused = true)]
