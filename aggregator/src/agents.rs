@@ -10,6 +10,7 @@ use clap::Subcommand;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use tributary_common::exit::UsageError;
+use tributary_common::ids::CategoryName;
 use tributary_common::messages::{AGENTS_PATH, RETIRE_PATH};
 use tributary_common::topology::Topology;
 
@@ -37,16 +38,21 @@ pub enum Command {
     /// Wait no more for an agent that is gone for ever, so that its hours become complete.
     ///
     /// What it had not shipped is lost. Of that, the manifests of the hours that come name as losses what it had told of; what it had
-    /// not told of, nobody knows. One that reports again afterwards is expected again from then on. It asks all roots, from a
-    /// machine of the topology. Exit code 1 when some lane could not be asked, or when no lane knows the agent: run it again. 64
-    /// when several agents have that host name: name the one that is gone by its id.
+    /// not told of, nobody knows. One that reports again afterwards is expected again from then on. For a server that lives and has
+    /// no logs of some category any more, name that one: it does so without the agent, and the others still wait for it. It asks
+    /// all roots, from a machine of the topology. Exit code 1 when some lane could not be asked, or when no lane knows the agent:
+    /// run it again. 64 when several agents have that host name: name the one that is gone by its id.
     #[command(
-        after_help = "Example:\n  tributary-aggregator agents retire web-17 --config /etc/tributary/aggregator.toml"
+        after_help = "Examples:\n  tributary-aggregator agents retire web-17 --config /etc/tributary/aggregator.toml\n  \
+                      tributary-aggregator agents retire web-17 --category nginx-access --config /etc/tributary/aggregator.toml"
     )]
     Retire {
         /// The agent's host name or its id.
         #[arg(value_name = "HOST")]
         agent: String,
+        /// In this category only; default: in all.
+        #[arg(long, value_name = "CATEGORY")]
+        category: Option<CategoryName>,
         /// The configuration of any node: its topology says where the roots are.
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
@@ -60,7 +66,9 @@ pub enum Command {
 pub async fn run(command: &Command, out: &mut impl Write) -> anyhow::Result<bool> {
     match command {
         Command::List { config, json } => list(&NodeConfig::load(config)?.topology, *json, out).await,
-        Command::Retire { agent, config } => retire(&NodeConfig::load(config)?.topology, agent, out).await,
+        Command::Retire { agent, category, config } => {
+            retire(&NodeConfig::load(config)?.topology, agent, category.as_ref(), out).await
+        }
     }
 }
 
@@ -150,15 +158,16 @@ async fn list(topology: &Topology, as_json: bool, out: &mut impl Write) -> anyho
     Ok(left.is_empty())
 }
 
-/// The id of the agent that is called `name`, by its id or its host name, by what the roots answer; none when no lane knows it.
+/// The id of the agent that is called `name`, by its id or its host name, by what the roots answer; none when no lane knows it, in
+/// this category if one is given.
 ///
 /// # Errors
 /// When several agents are called so: one of them may be alive, and what it has named would be declared lost.
-fn whom(answers: &[Value], name: &str) -> Result<Option<String>, UsageError> {
+fn whom(answers: &[Value], name: &str, category: Option<&CategoryName>) -> Result<Option<String>, UsageError> {
     let members = answers.iter().filter_map(|answer| answer["lanes"].as_object()).flatten();
     let members = members.flat_map(|(_, members)| members.as_array().into_iter().flatten());
     let mut called: BTreeMap<&str, &str> = BTreeMap::new();
-    for member in members {
+    for member in members.filter(|member| category.is_none_or(|one| member["category"] == one.as_str())) {
         let (id, host) = (member["agent"].as_str().unwrap_or_default(), member["host"].as_str().unwrap_or_default());
         if id == name || host == name {
             called.insert(id, host);
@@ -176,7 +185,12 @@ fn whom(answers: &[Value], name: &str) -> Result<Option<String>, UsageError> {
     Ok(called.into_keys().next().map(str::to_owned))
 }
 
-async fn retire(topology: &Topology, agent: &str, out: &mut impl Write) -> anyhow::Result<bool> {
+async fn retire(
+    topology: &Topology,
+    agent: &str,
+    category: Option<&CategoryName>,
+    out: &mut impl Write,
+) -> anyhow::Result<bool> {
     if agent.is_empty() {
         bail!("name the agent by its host name or its id: tributary-aggregator agents list shows them");
     }
@@ -184,8 +198,8 @@ async fn retire(topology: &Topology, agent: &str, out: &mut impl Write) -> anyho
     let mut lanes: BTreeSet<String> =
         known.iter().filter_map(|answer| answer["lanes"].as_object()).flat_map(|lanes| lanes.keys().cloned()).collect();
     let mut found = 0;
-    if let Some(id) = whom(&known, agent)? {
-        let body = serde_json::to_vec(&Retire { agent: id })?;
+    if let Some(id) = whom(&known, agent, category)? {
+        let body = serde_json::to_vec(&Retire { agent: id, category: category.cloned() })?;
         let retired = ask_roots(topology, |client, node| client.post(node.url(RETIRE_PATH)).body(body.clone())).await?;
         failed = retired.1;
         lanes.clear();
@@ -242,16 +256,25 @@ mod tests {
         // The machine web-1 was made anew, with another id, in another lane.
         let answers =
             [answer("0", &[("a1", "web-1"), ("a1", "web-1"), ("b1", "web-2")]), answer("1", &[("a2", "web-1")])];
-        assert_eq!(whom(&answers, "web-2"), Ok(Some("b1".into())));
-        assert_eq!(whom(&answers, "a2"), Ok(Some("a2".into())));
-        assert_eq!(whom(&answers, "web-3"), Ok(None));
-        let refused = whom(&answers, "web-1").expect_err("it is not known which one is gone").to_string();
+        let whom = |name| whom(&answers, name, None);
+        assert_eq!(whom("web-2"), Ok(Some("b1".into())));
+        assert_eq!(whom("a2"), Ok(Some("a2".into())));
+        assert_eq!(whom("web-3"), Ok(None));
+        let refused = whom("web-1").expect_err("it is not known which one is gone").to_string();
         assert!(refused.contains("a1 (host web-1), a2 (host web-1)"), "{refused}");
     }
 
     #[test]
     fn an_id_that_is_another_agents_host_name_is_not_retired_by_it() {
         let answers = [answer("0", &[("web-1", "web-1.old"), ("a2", "web-1")])];
-        assert!(whom(&answers, "web-1").is_err(), "the roots would retire both");
+        assert!(whom(&answers, "web-1", None).is_err(), "the roots would retire both");
+    }
+
+    #[test]
+    fn an_agent_is_retired_in_a_category_only_if_it_is_expected_there() {
+        let answers = [answer("0", &[("a1", "web-1")])];
+        let category = |name: &str| -> CategoryName { name.parse().expect("valid") };
+        assert_eq!(whom(&answers, "web-1", Some(&category("app"))), Ok(Some("a1".into())));
+        assert_eq!(whom(&answers, "web-1", Some(&category("db"))), Ok(None));
     }
 }

@@ -318,9 +318,18 @@ enum WillDo {
     Partial,
 }
 
-/// How to end where an hour with this manifest is there, and what to say.
-fn judge(dir: &DfsPath, manifest: &Manifest, will_do: WillDo) -> (Exit, String) {
+/// How to end where an hour with this manifest is there in the place of `bucket`, and what to say.
+fn judge(dir: &DfsPath, bucket: Bucket, manifest: &Manifest, will_do: WillDo) -> (Exit, String) {
     let Manifest { records, files, losses, missing, .. } = manifest;
+    let is_asked_for = (bucket.start_s(), bucket.size().seconds()) == (manifest.bucket_start_s, manifest.bucket_size_s);
+    if !is_asked_for {
+        let length = show_duration(Duration::from_secs(u64::from(manifest.bucket_size_s)));
+        let text = format!(
+            "{dir} is {length} long, of before the category's hours got another length: what else belongs to the time that was asked for \
+             lies beside it; tributary-aggregator hours shows where"
+        );
+        return (Exit::Usage, text);
+    }
     if !manifest.complete && will_do == WillDo::Complete {
         let text = format!("{dir} was published without {} agents; it will never be complete", missing.len());
         return (Exit::Partial, text);
@@ -344,7 +353,7 @@ async fn wait(
     loop {
         match read_file::<Manifest>(&*dfs, &path).await {
             Ok(manifest) => {
-                let (exit, text) = judge(&dir, &manifest, will_do);
+                let (exit, text) = judge(&dir, bucket, &manifest, will_do);
                 writeln!(out, "{text}")?;
                 return Ok(exit);
             }

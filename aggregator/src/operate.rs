@@ -20,6 +20,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use tributary_common::http::endpoint::Endpoint;
 use tributary_common::http::server::Peer;
+use tributary_common::ids::CategoryName;
 use tributary_common::messages::{AGENTS_PATH, DRAIN_PATH, RETIRE_PATH};
 
 use crate::root::Root;
@@ -27,11 +28,14 @@ use crate::root::Root;
 /// More than any name has.
 const MAX_BODY_BYTES: usize = 4096;
 
-/// Which agent is meant: by its id or its host name.
+/// Which agent is meant, by its id or its host name, and where.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Retire {
     /// The id or the host name.
     pub agent: String,
+    /// The category; none for all.
+    #[serde(default)]
+    pub category: Option<CategoryName>,
 }
 
 /// Answers operators.
@@ -138,9 +142,11 @@ where
     };
     match serde_json::from_slice::<Retire>(&body) {
         Ok(asked) => {
-            tracing::warn!(agent = asked.agent, "an operator retires an agent: no hour waits for it any more");
+            let Retire { agent, category } = asked;
+            let of = category.as_ref().map_or("all", CategoryName::as_str);
+            tracing::warn!(agent, category = of, "an operator retires an agent: no hour waits for it any more");
             let lanes: serde_json::Map<_, _> = root
-                .retire(&asked.agent)
+                .retire(&agent, category.as_ref())
                 .await
                 .into_iter()
                 .map(|(lane, count)| (lane.to_string(), json!(count)))

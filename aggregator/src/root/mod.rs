@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tributary_common::http::endpoint::Endpoint;
-use tributary_common::ids::{LaneId, NodeName};
+use tributary_common::ids::{CategoryName, LaneId, NodeName};
 use tributary_common::messages::{Answer, PositionsQuery, Verdict};
 use tributary_common::report::{Report, ReportAnswer};
 use tributary_common::topology::{OnMissing, Topology};
@@ -253,12 +253,12 @@ impl Root {
         answered.await.map_err(|_| gone())
     }
 
-    /// Expects nothing more of the agent with this id or host name, in the lanes that are served here. Returns in how many
-    /// categories it was, by lane; none for lanes that are not served here.
-    pub async fn retire(&self, name: &str) -> BTreeMap<LaneId, Option<usize>> {
+    /// Expects nothing more of the agent with this id or host name, in this category or in all, in the lanes that are served here.
+    /// Returns in how many categories it was, by lane; none for lanes that are not served here.
+    pub async fn retire(&self, name: &str, category: Option<&CategoryName>) -> BTreeMap<LaneId, Option<usize>> {
         let mut counts = BTreeMap::new();
         for lane in self.lanes.keys() {
-            let asked = self.request(*lane, |reply| Request::Retire(name.to_owned(), reply)).await;
+            let asked = self.request(*lane, |reply| Request::Retire(name.to_owned(), category.cloned(), reply)).await;
             counts.insert(*lane, asked.ok());
         }
         counts

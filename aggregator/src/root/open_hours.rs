@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use tributary_common::bucket::{Bucket, BucketSize};
 use tributary_common::ids::AgentId;
 
-/// Of the open hours of a category so many of the oldest are named, and so many of the newest.
-const NAMED_HOURS: usize = 20;
+/// Of the open hours of a category so many of the oldest are named, and so many of the newest: all of a backlog of a week.
+const NAMED_HOURS: usize = 100;
 
 /// Of the agents that an hour waits for so many are named.
 pub const NAMED_AGENTS: usize = 20;
@@ -110,11 +110,11 @@ mod tests {
 
     #[test]
     fn of_many_open_hours_the_oldest_the_newest_and_the_present_one_are_named_and_the_others_counted() {
-        assert_eq!(named(&hours(0..40), 0).1, None);
-        // A clock that is wrong by days has made the last 48.
-        let (named, left_out) = named(&hours(0..1000), 951 * 3_600_000 + 5);
+        assert_eq!(named(&hours(0..200), 0).1, None);
+        // A clock that is wrong by days has made the last 148.
+        let (named, left_out) = named(&hours(0..1000), 851 * 3_600_000 + 5);
         let named: Vec<i64> = named.into_iter().map(|bucket| bucket.start_s() / 3600).collect();
-        assert_eq!(named, (0..20).chain([951]).chain(980..1000).collect::<Vec<_>>());
-        assert_eq!(left_out, Some(LeftOut { hours: 959, from_s: 20 * 3600, to_s: 979 * 3600 }));
+        assert_eq!(named, (0..100).chain([851]).chain(900..1000).collect::<Vec<_>>());
+        assert_eq!(left_out, Some(LeftOut { hours: 799, from_s: 100 * 3600, to_s: 899 * 3600 }));
     }
 }

@@ -57,9 +57,6 @@ const MAX_LOSSES: usize = 10_000;
 /// backlog may begin later.
 const LOSSES_FOR_MS: i64 = 7 * 86_400_000;
 
-/// Members that are gone are remembered for so long: as long as an edge may be down, and then bring what it had of them.
-const GONE_FOR_MS: i64 = 7 * 86_400_000;
-
 /// A promise of a member.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Claim {
@@ -266,9 +263,12 @@ impl Member {
             (true, false) => Standing::Leaving,
             (true, true) => Standing::Gone,
         };
+        // When one that is gone went.
+        let heard_ms = done_ms.filter(|_| standing == Standing::Gone).map_or(now_ms, |went| went.min(now_ms));
         Self {
             current: record.current.as_ref().map(run),
             candidates: record.candidates.iter().map(run).collect(),
+            heard_ms,
             written: Written::In(number),
             done_ms,
             first: claims.next(),
@@ -595,13 +595,19 @@ impl Roster {
         self.expected(category).next().is_some()
     }
 
-    /// The members that an hour of the category that ends at `end_ms` waits for. Empty: it is complete.
+    fn behind(&self, category: &CategoryName, end_ms: i64) -> impl Iterator<Item = (&AgentId, &Member)> {
+        self.expected(category).filter(move |(_, member)| !member.is_past(end_ms))
+    }
+
+    /// The members that an hour of the category that ends at `end_ms` waits for. None: it is complete.
+    pub fn waits_for(&self, category: &CategoryName, end_ms: i64, now_ms: i64) -> impl Iterator<Item = Waiting> {
+        self.behind(category, end_ms).map(move |(agent, member)| member.waiting(agent, now_ms))
+    }
+
+    /// How many that are.
     #[must_use]
-    pub fn waits_for(&self, category: &CategoryName, end_ms: i64, now_ms: i64) -> Vec<Waiting> {
-        self.expected(category)
-            .filter(|(_, member)| !member.is_past(end_ms))
-            .map(|(agent, member)| member.waiting(agent, now_ms))
-            .collect()
+    pub fn waits_for_count(&self, category: &CategoryName, end_ms: i64) -> usize {
+        self.behind(category, end_ms).count()
     }
 
     /// Up to which time all of a category is committed that its members will ever ship; none while one of them has not said
@@ -645,17 +651,26 @@ impl Roster {
         self.expected(category).filter_map(|(agent, member)| Some((agent.clone(), *member.counts.get(&of)?))).collect()
     }
 
-    /// Expects an agent, named by its id or its host name, in no category any more: it will not come back, and what it named and is
-    /// not committed is lost. Returns how many members that were.
-    pub fn retire(&mut self, name: &str, now_ms: i64, committed: &impl Fn(StreamId) -> u64) -> usize {
+    /// Expects an agent, named by its id or its host name, no more in this category, or in any: it will not come back, and what it
+    /// named and is not committed is lost. Returns how many members that were.
+    pub fn retire(
+        &mut self,
+        name: &str,
+        only: Option<&CategoryName>,
+        now_ms: i64,
+        committed: &impl Fn(StreamId) -> u64,
+    ) -> usize {
         let (mut retired, mut losses) = (0, Vec::new());
-        for (category, members) in &mut self.members {
+        for (category, members) in
+            self.members.iter_mut().filter(|(category, _)| only.is_none_or(|only| only == *category))
+        {
             for (agent, member) in members.iter_mut().filter(|(_, member)| !member.is_gone()) {
                 if agent.as_str() == name || member.host == name {
                     losses.extend(member.lose(agent, category, now_ms, committed, |_| true));
                     member.goes();
-                    // It is remembered from now on.
+                    // It is remembered from now on, also by the next owner.
                     member.heard_ms = now_ms;
+                    member.done_ms = Some(now_ms);
                     retired += 1;
                 }
             }
@@ -664,12 +679,13 @@ impl Roster {
         retired
     }
 
-    /// Forgets the agents that were silent for `forget_after_ms`, and returns them; those that have been gone for long; and losses.
-    /// `open_from_ms`: the start of the first hour of a category that is not sealed.
+    /// Forgets the agents that were silent for `forget_after_ms`, and returns them; those that have been gone for `gone_for_ms`, longer
+    /// than any spool keeps what it has of them; and losses. `open_from_ms`: the start of the first hour of a category that is not sealed.
     pub fn forget(
         &mut self,
         now_ms: i64,
         forget_after_ms: i64,
+        gone_for_ms: i64,
         open_from_ms: &impl Fn(&CategoryName) -> i64,
         committed: &impl Fn(StreamId) -> u64,
     ) -> Vec<(AgentId, CategoryName)> {
@@ -680,7 +696,7 @@ impl Roster {
         let left = &mut self.left;
         for (category, members) in &mut self.members {
             members.retain(|agent, member| {
-                let after_ms = if member.is_gone() { GONE_FOR_MS } else { forget_after_ms };
+                let after_ms = if member.is_gone() { gone_for_ms } else { forget_after_ms };
                 if now_ms.saturating_sub(member.heard_ms) < after_ms {
                     return true;
                 }

@@ -654,7 +654,7 @@ async fn retire(seats: &[Seat], sender: &Sender) -> bool {
     let mut knew = false;
     for process in seats.iter().filter_map(|seat| seat.process.as_ref()).filter(|process| !process.asleep) {
         let root = Arc::clone(&process.root);
-        let asked = tokio::time::timeout(PATIENCE, root.retire(sender.log.agent.as_str())).await;
+        let asked = tokio::time::timeout(PATIENCE, root.retire(sender.log.agent.as_str(), None)).await;
         knew |= asked.is_ok_and(|counts| counts.values().any(|count| count.is_some_and(|count| count > 0)));
     }
     knew

@@ -103,7 +103,7 @@ pub enum Request {
     /// Take these reports.
     Reports(Vec<Report>, oneshot::Sender<Result<Vec<ReportAnswer>, Overloaded>>),
     /// Expect nothing more of the agent with this id or host name. The answer is the number of categories that it was in.
-    Retire(String, oneshot::Sender<usize>),
+    Retire(String, Option<CategoryName>, oneshot::Sender<usize>),
     /// List the agents.
     Agents(oneshot::Sender<Vec<MemberView>>),
     /// Say how things are.
@@ -562,7 +562,7 @@ pub async fn run(
                     lane.reply(answers, claims, reply);
                 }
                 Some(Request::Reports(reports, reply)) => lane.take_reports(&reports, reply),
-                Some(Request::Retire(name, reply)) => lane.retire(&name, reply),
+                Some(Request::Retire(name, category, reply)) => lane.retire(&name, category.as_ref(), reply),
                 Some(Request::Agents(reply)) => {
                     // Whoever asked may be gone.
                     let _ = reply.send(lane.roster.views(lane.settings.clock.now_ms()).collect());

@@ -134,9 +134,9 @@ impl Lane {
         self.roster.settle(&|stream| ingest.committed(stream));
     }
 
-    pub(super) fn retire(&mut self, name: &str, reply: oneshot::Sender<usize>) {
+    pub(super) fn retire(&mut self, name: &str, category: Option<&CategoryName>, reply: oneshot::Sender<usize>) {
         let (ingest, now) = (&self.ingest, self.settings.clock.now_ms());
-        let count = self.roster.retire(name, now, &|stream| ingest.committed(stream));
+        let count = self.roster.retire(name, category, now, &|stream| ingest.committed(stream));
         if count == 0 {
             // Whoever asked may be gone.
             let _ = reply.send(0);
@@ -151,9 +151,11 @@ impl Lane {
     pub(super) fn forget_agents(&mut self) {
         let (ingest, now) = (&self.ingest, self.settings.clock.now_ms());
         let after = millis(self.settings.forget_agents_after);
+        // Spools keep batches for a shorter time.
+        let gone_for = millis(self.settings.stream_ttl);
         let open_from_ms = |category: &CategoryName| open_from_ms(category, &self.sealed_up_to, self.found_ms.keys());
         let committed = |stream| ingest.committed(stream);
-        for (agent, category) in self.roster.forget(now, after, &open_from_ms, &committed) {
+        for (agent, category) in self.roster.forget(now, after, gone_for, &open_from_ms, &committed) {
             self.metrics.forgot_agent();
             tracing::error!(
                 %agent, %category, forget_after_ms = after,

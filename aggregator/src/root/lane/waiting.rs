@@ -117,7 +117,7 @@ impl Lane {
         let (start_ms, end_ms) = (key.bucket.start_s() * 1000, key.bucket.end_ms());
         let now = self.settings.clock.now_ms();
         let losses = self.roster.losses(&key.category, start_ms, end_ms).into_iter();
-        let missing = self.roster.waits_for(&key.category, self.complete_from(key), now).into_iter();
+        let missing = self.roster.waits_for(&key.category, self.complete_from(key), now);
         HourVerdict {
             losses: losses
                 .map(|loss| Lost { agent: loss.agent, stream: loss.stream, from: loss.from, to: loss.to })
@@ -211,14 +211,12 @@ impl Lane {
             hour.records += record.covered.records;
             hour.bytes += record.covered.bytes;
         }
-        let waits = self.roster.waits_for(&key.category, end_ms, now_ms);
-        hour.waiting_for = waits.len() as u64;
+        hour.waiting_for = self.roster.waits_for_count(&key.category, end_ms) as u64;
         let uncommitted = |offsets: &[StreamOffset]| -> u64 {
             offsets.iter().map(|one| one.offset.saturating_sub(self.ingest.committed(one.stream))).sum()
         };
+        let waits = self.roster.waits_for(&key.category, end_ms, now_ms).take(NAMED_AGENTS);
         hour.agents = waits
-            .into_iter()
-            .take(NAMED_AGENTS)
             .map(|one| WaitedFor {
                 behind_ms: one.watermark_ms.map(|watermark| end_ms.saturating_sub(watermark).max(0)),
                 silent_ms: now_ms.saturating_sub(one.heard_ms).max(0),
