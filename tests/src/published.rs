@@ -33,6 +33,10 @@ pub struct Hour {
     pub manifest: Option<Manifest>,
     /// Those of the late files.
     pub late_manifests: Vec<Manifest>,
+    /// The paths of all that is in its folder: files, manifests, seals.
+    pub paths: Vec<String>,
+    /// The same of what came late.
+    pub late_paths: Vec<String>,
 }
 
 impl Hour {
@@ -135,6 +139,8 @@ impl Published {
         let hour = hour.to_owned();
         let is_late_manifest = is_late && name.starts_with('_') && name.ends_with(".manifest.json");
         let entry = self.hours.entry(hour).or_default();
+        let paths = if is_late { &mut entry.late_paths } else { &mut entry.paths };
+        paths.push(file.path.clone());
         if name == "_MANIFEST.json" {
             entry.manifest = Some(read_manifest(sink, &file.path).await?);
         } else if is_late_manifest {

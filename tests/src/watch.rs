@@ -1,6 +1,7 @@
 //! Looks at what is published while a tree works and fails: an hour has to be whole when it is seen first, and stay as it is.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -23,8 +24,16 @@ const INTERVAL: Duration = Duration::from_secs(3);
 struct Seen {
     /// Records by its own manifest.
     records: u64,
-    /// The hashes of its files by their paths; late ones don't belong to it.
+    /// The hashes of all that is in its folder by their paths: data, manifest, seals. What came late doesn't belong to it.
     files: BTreeMap<String, u64>,
+}
+
+/// All that was seen.
+#[derive(Debug, Default)]
+struct Looks {
+    hours: BTreeMap<String, Seen>,
+    /// The hashes of what came late, by its paths.
+    late: BTreeMap<String, u64>,
 }
 
 /// Somebody who looks.
@@ -32,7 +41,7 @@ struct Seen {
 pub struct Watch {
     sink: Tree,
     end: CancellationToken,
-    task: JoinHandle<BTreeMap<String, Seen>>,
+    task: JoinHandle<Looks>,
 }
 
 impl Watch {
@@ -42,7 +51,7 @@ impl Watch {
         let end = CancellationToken::new();
         let (tree, ended) = (sink.clone(), end.clone());
         let task = tokio::spawn(async move {
-            let mut seen = BTreeMap::new();
+            let mut seen = Looks::default();
             while ended.run_until_cancelled(tokio::time::sleep(INTERVAL)).await.is_some() {
                 // A sink that fails at the moment, or a rename during the look: the next one finds it.
                 let _ = look(&tree, &mut seen).await;
@@ -61,25 +70,35 @@ impl Watch {
         self.end.cancel();
         let mut seen = self.task.await.map_err(|error| anyhow!("looking at the sink: {error}"))?;
         look(&self.sink, &mut seen).await?;
-        let mut now = BTreeMap::new();
+        let mut now = Looks::default();
         look(&self.sink, &mut now).await?;
+        for (path, hash) in &seen.late {
+            ensure!(now.late.get(path) == Some(hash), "{path} came late, and has changed since, or is gone");
+        }
         let lines = lines_per_bucket(written, "dt=%Y-%m-%d/hm=%H%M")?;
-        for (folder, hour) in &seen {
-            ensure!(now.get(folder) == Some(hour), "{folder} was {hour:?} at first and is {:?} now", now.get(folder));
+        for (folder, hour) in &seen.hours {
+            let now = now.hours.get(folder);
+            ensure!(now == Some(hour), "{folder} was {hour:?} at first and is {now:?} now");
             let minute = folder.split_once('/').map_or(folder.as_str(), |(_category, minute)| minute);
             let belong = lines.get(minute).copied().unwrap_or(0);
             ensure!(hour.records == belong, "{folder} had {} of {belong} lines when it was published", hour.records);
         }
-        Ok(seen.len())
+        Ok(seen.hours.len())
     }
 }
 
-/// Adds the hours that are new.
-async fn look(sink: &Tree, seen: &mut BTreeMap<String, Seen>) -> Result<()> {
+/// Adds what is new.
+async fn look(sink: &Tree, seen: &mut Looks) -> Result<()> {
     for (folder, hour) in Published::look(sink).await?.hours {
-        if !seen.contains_key(&folder) && hour.success {
+        if !seen.hours.contains_key(&folder) && hour.success {
             let one = see(sink, &hour).await.with_context(|| folder.clone())?;
-            seen.insert(folder, one);
+            seen.hours.insert(folder, one);
+        }
+        for path in hour.late_paths {
+            if let Entry::Vacant(place) = seen.late.entry(path) {
+                let hash = xxh3_64(&read(sink, place.key()).await?);
+                place.insert(hash);
+            }
         }
     }
     Ok(())
@@ -88,8 +107,8 @@ async fn look(sink: &Tree, seen: &mut BTreeMap<String, Seen>) -> Result<()> {
 async fn see(sink: &Tree, hour: &Hour) -> Result<Seen> {
     let manifest = hour.manifest.as_ref().context("it has no manifest")?;
     let mut files = BTreeMap::new();
-    for file in &hour.files {
-        files.insert(file.path.clone(), xxh3_64(&read(sink, &file.path).await?));
+    for path in &hour.paths {
+        files.insert(path.clone(), xxh3_64(&read(sink, path).await?));
     }
     Ok(Seen { records: manifest.records, files })
 }
@@ -161,8 +180,9 @@ mod tests {
             let root = folder.path().join("sink");
             write(folder.path(), "written", &text)?;
             publish(&root, records)?;
+            write(&root, "app/dt=2026-11-22/hm=2015/_late/z.gz", b"12")?;
             let tree = Tree::Local(root.clone());
-            let mut seen = BTreeMap::new();
+            let mut seen = Looks::default();
             look(&tree, &mut seen).await?;
             if let Some((path, bytes)) = change {
                 write(&root, &format!("app/dt=2026-11-22/hm=2015/{path}"), bytes)?;
@@ -172,9 +192,17 @@ mod tests {
         };
         assert_eq!(said(3, None).await?, 1);
         assert_eq!(said(3, Some(("_late/y.gz", b"1"))).await?, 1);
-        for (records, change) in
-            [(2, None), (4, None), (3, Some(("x.gz", &b"54321"[..]))), (3, Some(("y.gz", &b"1"[..])))]
-        {
+        let manifest =
+            br#"{"records":3,"files":[{"name":"x.gz","bytes":5,"records":3}],"complete":true,"missing":[],"more":1}"#;
+        for (records, change) in [
+            (2, None),
+            (4, None),
+            (3, Some(("x.gz", &b"54321"[..]))),
+            (3, Some(("y.gz", &b"1"[..]))),
+            (3, Some(("_MANIFEST.json", &manifest[..]))),
+            (3, Some(("_seal-0.json", &b"{}"[..]))),
+            (3, Some(("_late/z.gz", &b"21"[..]))),
+        ] {
             said(records, change).await.expect_err("something is wrong");
         }
         Ok(())

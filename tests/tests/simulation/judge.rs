@@ -10,6 +10,7 @@ use tributary_aggregator::dfs::DfsPath;
 use tributary_aggregator::dfs::hostile::HostileCluster;
 use tributary_aggregator::root::hours::{MANIFEST_FILE, Manifest, PARTIAL_FILE, Partial};
 use tributary_common::bucket::{Bucket, BucketSize};
+use tributary_common::checksum::Checksum;
 use tributary_common::frame::{FrameHeader, Peek};
 use tributary_common::ids::{LaneId, StreamId};
 use tributary_common::messages::Answers;
@@ -393,13 +394,14 @@ impl<'a> Hour<'a> {
     /// What is missing in it: it has every line that was there `close_delay` after its end, of every agent that was known by then
     /// and had not left.
     fn not_whole(&self, servers: &[Arc<Server>]) -> Vec<String> {
-        let mut there = BTreeSet::new();
+        let (mut there, mut records, mut wrong) = (BTreeSet::new(), 0, Vec::new());
         for (_, bytes) in self.files.iter().filter(|(name, _)| name.ends_with(".gz")) {
             names_in(bytes, |name| {
                 there.insert(name.to_owned());
+                records += 1;
             });
         }
-        let mut wrong = Vec::new();
+        wrong.extend(self.lies(records));
         for server in servers {
             let (written, may_miss, may_double) = server.fates();
             let belongs = |line: &&Written| (self.start_ms()..self.end_ms()).contains(&line.time_ms);
@@ -414,6 +416,18 @@ impl<'a> Hour<'a> {
             }
         }
         wrong
+    }
+
+    /// What the manifest says of files and records that is not so.
+    fn lies(&self, records: u64) -> Option<String> {
+        let files = self.files.iter().filter(|(name, _)| name.ends_with(".gz"));
+        let there: Vec<(&str, u64, Checksum)> =
+            files.map(|(name, bytes)| (*name, bytes.len() as u64, Checksum::of(bytes))).collect();
+        let named = self.manifest.files.iter().map(|file| (file.name.as_str(), file.bytes, file.crc32c));
+        let by_agents: u64 = self.manifest.agents.values().map(|count| count.records).sum();
+        let by_files: u64 = self.manifest.files.iter().map(|file| file.records).sum();
+        let is_so = [self.manifest.records, by_agents, by_files] == [records; 3] && named.eq(there.iter().copied());
+        (!is_so).then(|| format!("{} has {there:?} with {records} records, and says {:?}", self.path, self.manifest))
     }
 
     /// How many files each lane has, and how many bytes.

@@ -263,7 +263,7 @@ impl Run {
         for seat in &self.seats {
             let Some(process) = seat.process.as_ref().filter(|process| process.gate.is_running()) else { continue };
             let Running::Root(root, _) = &process.running else { continue };
-            let asked = tokio::time::timeout(OPERATORS_PATIENCE, root.retire(server.agent.as_str())).await;
+            let asked = tokio::time::timeout(OPERATORS_PATIENCE, root.retire(server.agent.as_str(), None)).await;
             let heard = asked.is_ok_and(|counts| counts.values().any(|count| count.is_some_and(|count| count > 0)));
             self.world.trace.add(|| format!("{} is asked to retire {}: {heard}", seat.name, server.agent));
             self.retired |= heard;
