@@ -594,7 +594,13 @@ impl Agent {
         // All of it is committed.
         let claim = if self.parting.is_some() { Some((now_ms, Vec::new())) } else { reached };
         let has = |stream: StreamId| committed.contains_key(&stream);
-        let lost = self.vanished.look(at, LOST_AFTER, self.reporter.waiting_for(), has);
+        let waiting_for = self.reporter.waiting_for();
+        // Nobody looks for longer than a run that ends.
+        let lost = if self.parting.is_some() {
+            waiting_for.iter().map(|one| one.stream).filter(|stream| !has(*stream)).collect()
+        } else {
+            self.vanished.look(at, LOST_AFTER, waiting_for, has)
+        };
         let facts = Facts { claim, lost, last: self.parting.is_some(), held_by: self.watermark.held_by().to_owned() };
         let (agent, category) = (self.server.agent.clone(), self.options.sources[0].category.clone());
         let (lane, host) = (agent.lane(self.trade.lanes), agent.to_string());
