@@ -369,6 +369,15 @@ mod tests {
     }
 
     #[test]
+    fn a_loss_is_known_also_of_a_stream_that_is_seen_only_by_a_later_look() {
+        let mut streams = Streams::default();
+        streams.add_lost(&category(), S, 0..50);
+        assert!(streams.with_gaps(|_| Older::None).is_empty());
+        streams.add(&category(), &slice(50, 100), FileNo(0), 0, Age::Later);
+        assert!(streams.with_gaps(|_| Older::None).is_empty());
+    }
+
+    #[test]
     fn a_frame_of_other_bytes_at_the_same_place_contradicts() {
         let mut streams = Streams::default();
         streams.add(&category(), &slice(0, 100), FileNo(0), 0, Age::Later);

@@ -245,6 +245,8 @@ async fn waiting_for_an_hour_ends_with_another_code_for_each_reason() {
     publish(&sink, complete, &manifest(complete, 7));
     publish(&sink, partial, &Manifest { complete: false, ..manifest(partial, 7) });
     publish(&sink, newer, &Manifest { version: 2, ..manifest(newer, 7) });
+    // Of before the hours got shorter, in the place of the first that it held.
+    publish(&sink, bucket(EVENING_S - 7200, 3600), &manifest(bucket(EVENING_S - 7200, 7200), 7));
     let wait = async |category: &str, hour: &str, more: &[&str]| {
         let arguments = ["wait", "--config", &config, "--category", category, "--hour", hour, "--timeout", "0s"];
         command(&[&arguments, more].concat()).await
@@ -255,6 +257,10 @@ async fn waiting_for_an_hour_ends_with_another_code_for_each_reason() {
     assert_eq!(code(&wait("app", "2026-11-22T21", &[]).await), Some(Exit::Partial));
     assert_eq!(code(&wait("app", "2026-11-22T21", &["--partial"]).await), Some(Exit::Done));
     assert_eq!(code(&wait("app", "2026-11-22T23", &[]).await), Some(Exit::Failed), "it is not there");
+    for more in [&[][..], &["--partial"]] {
+        let ended = wait("app", "2026-11-22T18", more).await;
+        assert_eq!(code(&ended), Some(Exit::Usage), "{}", ended.1);
+    }
     let error = wait("app", "2026-11-22T22", &["--partial"]).await.0.expect_err("nobody knows what it means");
     assert!(format!("{error:#}").contains("newer program"), "{error:#}");
     for (category, hour) in [("ap", "2026-11-22T20"), ("app", "2026-11-22T20:30")] {

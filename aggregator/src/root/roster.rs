@@ -523,6 +523,13 @@ impl Roster {
         self.losses_changed |= !losses.is_empty();
         self.losses.extend(losses);
         let too_many = self.losses.len().saturating_sub(MAX_LOSSES);
+        if too_many > 0 {
+            tracing::error!(
+                losses = too_many,
+                most = MAX_LOSSES,
+                "more is declared lost than a lane remembers: the manifests of the hours that come do not name the oldest losses"
+            );
+        }
         self.losses.drain(..too_many);
     }
 
