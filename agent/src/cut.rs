@@ -24,6 +24,7 @@ use tributary_common::frame::Run;
 use tributary_common::limits::{MAX_RUNS_PER_SLICE, MAX_SLICES_PER_BATCH};
 
 use crate::config::LongLines;
+use crate::find;
 use crate::tally::Share;
 use crate::timestamp::{LineTime, TimeReader};
 
@@ -222,7 +223,7 @@ pub fn cut(options: &CutOptions, input: Input<'_>, mut times: Option<&mut TimeRe
     let from = cutting.cut.len;
     let mut at = from;
     let mut span = Span::default();
-    for newline in memchr::memchr_iter(b'\n', &data[from..]).map(|newline| from + newline) {
+    for newline in find::places(b'\n', &data[from..]).map(|newline| from + newline) {
         let line = &data[at..newline];
         let time = cutting.time_of(line, times.as_deref_mut());
         let plain = match time {

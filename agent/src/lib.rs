@@ -8,7 +8,7 @@
 //! | [`copies`] | what makes another file hold the same |
 //! | [`tail`] | decides when a file is read |
 //! | [`stream`] | decides what is read, sent and let go of |
-//! | [`timestamp`], [`cut`], [`compress`] | make batches of bytes |
+//! | [`find`], [`timestamp`], [`cut`], [`compress`] | make batches of bytes |
 //! | [`worker`] | the threads that touch log files |
 //! | [`memory`] | what is known of streams |
 //! | [`checkpoint`] | what is remembered from run to run |
@@ -27,6 +27,7 @@ pub mod cut;
 pub mod discover;
 pub mod engine;
 pub mod explain;
+pub mod find;
 pub mod identity;
 pub mod memory;
 pub mod metrics;

@@ -17,8 +17,10 @@ use jiff::Timestamp;
 use jiff::fmt::strtime::BrokenDownTime;
 use jiff::tz::TimeZone;
 use memchr::memmem::Finder;
+use wide::u8x16;
 
 use crate::config::{TimeFormat, TimestampOptions};
+use crate::find;
 
 /// How far ahead of the clock a time is believed: one day, for clocks that are wrong and zones that are mistaken.
 pub const MAX_AHEAD_MS: i64 = 86_400_000;
@@ -68,6 +70,8 @@ impl std::fmt::Debug for TimeReader {
 /// Where in the line the time stands.
 enum Place {
     Beginning,
+    /// Right behind this byte.
+    AfterByte(u8),
     /// Right behind these bytes.
     After(Finder<'static>),
     /// The value of the JSON field whose key this is, with its quotes.
@@ -78,8 +82,11 @@ impl Place {
     fn of(options: &TimestampOptions) -> Self {
         match &options.json_field {
             Some(key) => Self::JsonField(Finder::new(&format!("\"{key}\"")).into_owned()),
-            None if options.after.is_empty() => Self::Beginning,
-            None => Self::After(Finder::new(&options.after).into_owned()),
+            None => match *options.after {
+                [] => Self::Beginning,
+                [byte] => Self::AfterByte(byte),
+                _ => Self::After(Finder::new(&options.after).into_owned()),
+            },
         }
     }
 
@@ -89,6 +96,7 @@ impl Place {
         let searched = &line[..line.len().min(SEARCH_BYTES)];
         match self {
             Self::Beginning => Some(line),
+            Self::AfterByte(byte) => Some(&line[find::first(*byte, searched)? + 1..]),
             Self::After(after) => Some(&line[after.find(searched)? + after.needle().len()..]),
             Self::JsonField(key) => key.find_iter(searched).find_map(|at| {
                 // A value that reads the same as the key has no colon behind it.
@@ -107,10 +115,51 @@ fn skip_spaces(text: &[u8]) -> &[u8] {
 
 #[derive(Debug, Clone)]
 enum Format {
-    Strptime(String),
+    Strptime(String, Opening),
     /// Seconds since 1970, with a fraction if there is one.
     UnixSeconds,
     UnixMs,
+}
+
+/// What texts of a format begin with: lines without a time, as those of a stack trace, are many and have to be told fast.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Opening {
+    /// White space, if any, and a digit or a sign.
+    Number,
+    /// A letter.
+    Name,
+    /// This byte.
+    Literal(u8),
+    /// It isn't known.
+    Any,
+}
+
+impl Opening {
+    fn of(format: &str) -> Self {
+        let Some(directive) = format.strip_prefix('%') else {
+            let first = format.bytes().next().filter(|byte| !byte.is_ascii_whitespace());
+            return first.map_or(Self::Any, Self::Literal);
+        };
+        // Between the percent sign and the letter there may be how it is padded, and how wide it is.
+        match directive.trim_start_matches(|mark: char| matches!(mark, '-' | '_' | '0'..='9')).bytes().next() {
+            Some(
+                b'C' | b'd' | b'D' | b'e' | b'F' | b'H' | b'I' | b'k' | b'l' | b'm' | b'M' | b'S' | b's' | b'T' | b'Y'
+                | b'y',
+            ) => Self::Number,
+            Some(b'A' | b'a' | b'B' | b'b' | b'h') => Self::Name,
+            _ => Self::Any,
+        }
+    }
+
+    #[inline]
+    fn fits(self, text: &[u8]) -> bool {
+        match self {
+            Self::Number => matches!(text.trim_ascii_start().first(), Some(b'0'..=b'9' | b'+' | b'-')),
+            Self::Name => text.first().is_some_and(u8::is_ascii_alphabetic),
+            Self::Literal(byte) => text.first() == Some(&byte),
+            Self::Any => true,
+        }
+    }
 }
 
 /// A time as it was written, and where its seconds are.
@@ -125,9 +174,9 @@ struct Remembered {
     /// Digits of a fraction that follows the seconds and one more character.
     fraction_digits: usize,
     /// Which bits of the text, and of the two bytes behind it, are always the same where the line is of the same kind.
-    same: [Word; REMEMBERED_BYTES / WORD_BYTES + 1],
+    same: [Same; REMEMBERED_BYTES / LANES + 1],
     /// How many of these there are.
-    words: usize,
+    parts: usize,
     /// What followed.
     behind: [u8; 2],
     /// Whether the year is not in the text, so that it depends on the clock.
@@ -135,17 +184,13 @@ struct Remembered {
 }
 
 /// Bytes that are compared at a time.
-const WORD_BYTES: usize = size_of::<u64>();
+const LANES: usize = 16;
 
-/// Some bits of eight bytes, and what they should be.
+/// Some bits of so many bytes, and what they should be.
 #[derive(Debug, Clone, Copy, Default)]
-struct Word {
-    mask: u64,
-    wanted: u64,
-}
-
-fn word(bytes: &[u8]) -> u64 {
-    bytes.try_into().map_or(0, u64::from_le_bytes)
+struct Same {
+    mask: u8x16,
+    wanted: u8x16,
 }
 
 /// What kinds of characters follow a time that ends at `end`.
@@ -169,23 +214,23 @@ impl Remembered {
     fn compare_with(mut self, line: &[u8]) -> Self {
         let end = self.len + 2;
         let (seconds, fraction) = (self.seconds_at..self.seconds_at + 2, self.seconds_at + 3..self.tail_at());
-        self.words = end.div_ceil(WORD_BYTES);
+        self.parts = end.div_ceil(LANES);
         for (n, one) in self.same.iter_mut().enumerate() {
-            let bytes: [usize; WORD_BYTES] = std::array::from_fn(|byte| n * WORD_BYTES + byte);
+            let bytes: [usize; LANES] = std::array::from_fn(|byte| n * LANES + byte);
             let is_same = |at: usize| at < end && !seconds.contains(&at) && !fraction.contains(&at);
-            one.mask = u64::from_le_bytes(bytes.map(|at| if is_same(at) { u8::MAX } else { 0 }));
-            one.wanted = u64::from_le_bytes(bytes.map(|at| line.get(at).copied().unwrap_or(0))) & one.mask;
+            one.mask = u8x16::new(bytes.map(|at| if is_same(at) { u8::MAX } else { 0 }));
+            one.wanted = u8x16::new(bytes.map(|at| line.get(at).copied().unwrap_or(0))) & one.mask;
         }
         self
     }
 
-    /// Whether nothing but the digits differs. A line that is too short to be compared in words, or has another character of the same
-    /// kind behind its time, isn't surely the same, but may be.
+    /// Whether nothing but the digits differs. A line that is too short to be compared in these parts, or has another character of the
+    /// same kind behind its time, isn't surely the same, but may be.
     #[inline]
     fn is_surely_the_same(&self, line: &[u8]) -> bool {
-        let Some(text) = line.get(..self.words * WORD_BYTES) else { return false };
-        let pairs = text.chunks_exact(WORD_BYTES).zip(&self.same);
-        pairs.fold(0, |differs, (bytes, same)| differs | ((word(bytes) & same.mask) ^ same.wanted)) == 0
+        let Some(text) = line.get(..self.parts * LANES) else { return false };
+        let (parts, _) = text.as_chunks::<LANES>();
+        parts.iter().zip(&self.same).all(|(bytes, same)| (u8x16::new(*bytes) & same.mask) == same.wanted)
     }
 
     #[inline]
@@ -241,13 +286,13 @@ impl TimeReader {
             TimeFormat::Strptime(format) if matches!(format.as_str(), "%s" | "%s.%f" | "%s%.f" | "%s.%3f") => {
                 Format::UnixSeconds
             }
-            TimeFormat::Strptime(format) => Format::Strptime(format.clone()),
+            TimeFormat::Strptime(format) => Format::Strptime(format.clone(), Opening::of(format)),
         });
         Self { formats: formats.collect(), place: Place::of(options), timezone: options.timezone.clone(), last: None }
     }
 
     /// The time of `line`, by a clock that shows `now_ms`.
-    #[inline]
+    #[inline(always)]
     pub fn read(&mut self, line: &[u8], now_ms: i64) -> LineTime {
         let Some(text) = self.place.find(line) else { return LineTime::None };
         let known = self.last.as_ref().and_then(|last| last.read(text, now_ms));
@@ -267,7 +312,8 @@ impl TimeReader {
                         return Some(ms);
                     }
                 }
-                Format::Strptime(format) => {
+                Format::Strptime(_, opening) if !opening.fits(text) => {}
+                Format::Strptime(format, _) => {
                     if let Some((ms, len)) = strptime(format, text, &self.timezone, now_ms) {
                         if let Some(last) = remember(format, text, len, ms, &self.timezone, now_ms) {
                             self.last = Some(last);
@@ -373,7 +419,7 @@ fn remember(format: &str, line: &[u8], len: usize, ms: i64, timezone: &TimeZone,
             behind: behind(line, len),
             yearless: is_yearless(format, text),
             same: Default::default(),
-            words: 0,
+            parts: 0,
         };
         if let Some(b'.' | b',') = text.get(seconds_at + 2) {
             let behind = &text[seconds_at + 3..];
@@ -445,6 +491,19 @@ mod tests {
         assert_eq!(berlin.read(b"2026-11-22 21:15:32,999 INFO x", NOW_MS), at("2026-11-22T20:15:32.999Z"));
         assert_eq!(berlin.read(b"2026-07-01 21:15:32,001 INFO x", NOW_MS), at("2026-07-01T19:15:32.001Z"));
         assert_eq!(berlin.read(b"\tat com.example.Main", NOW_MS), LineTime::None);
+    }
+
+    #[test]
+    fn lines_of_a_stack_trace_are_told_by_how_they_begin() {
+        for (format, no) in [
+            ("%Y-%m-%d %H:%M:%S", "\tat com.example.Main"),
+            ("%4Y-%m-%d", "Caused by: java.io.IOException"),
+            ("%b %e %H:%M:%S", "\tat com.example.Main"),
+            ("[%d/%b/%Y:%H:%M:%S", "\tat com.example.Main"),
+        ] {
+            assert!(!Opening::of(format).fits(no.as_bytes()), "{format}");
+        }
+        assert!(Opening::of("%n%Y").fits(b"\t2026"));
     }
 
     #[test]
@@ -552,6 +611,27 @@ mod tests {
     }
 
     proptest! {
+        /// What is told by its first bytes to be no time is none.
+        #[test]
+        fn what_can_not_begin_so_is_no_time(
+            format in 0_usize..12,
+            time in 0..4_000_000_000_i64,
+            mut before in "[ \\t\\r\\n+A-Za-z\\[0-9-]{0,3}".prop_map(String::into_bytes),
+            skipped in 0_usize..4,
+        ) {
+            let format = [
+                "%Y-%m-%d %H:%M:%S", "%b %e %H:%M:%S", "%A, %d %B %Y %T", "%d/%b/%Y:%T", "[%F %T", " %F %T", "%_d.%-m.%4Y %T", "%n%F %T",
+                "%s", "%D %T", "%e. %b %T", "%k:%M:%S %F",
+            ][format];
+            let time = Timestamp::from_second(time).expect("a time").to_zoned(TimeZone::UTC);
+            let written = strtime::format(format, &time).expect("formats");
+            before.extend_from_slice(&written.as_bytes()[skipped.min(written.len())..]);
+            for text in [written.as_bytes(), &before] {
+                let fits = Opening::of(format).fits(text);
+                prop_assert!(fits || strptime(format, text, &TimeZone::UTC, NOW_MS).is_none(), "{}", String::from_utf8_lossy(text));
+            }
+        }
+
         /// Bytes that are no lines of a log do no harm, and what is remembered of them changes nothing.
         #[test]
         fn no_bytes_make_it_panic(
