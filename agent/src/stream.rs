@@ -288,6 +288,12 @@ impl<B> Stream<B> {
         !self.vouched && self.read.offset > self.committed.offset
     }
 
+    /// Whether upstream doesn't take what comes, so that it is tried with one piece at a time.
+    #[must_use]
+    pub fn is_probing(&self) -> bool {
+        self.probing
+    }
+
     /// What it waits for, in words, for an operator.
     #[must_use]
     pub fn state(&self) -> &'static str {

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use tributary_common::batch::Batch;
 use tributary_common::bucket::BucketSize;
@@ -29,6 +30,9 @@ use crate::timestamp::{LineTime, TimeReader};
 const TIME_SEARCH_BYTES: u64 = 16 << 20;
 const TIME_SEARCH_PIECE: u64 = 64 << 10;
 
+/// How long results are held while more are to come.
+const HOLD: Duration = Duration::from_millis(40);
+
 /// How far back from the end of a file its last newline is looked for.
 const END_SEARCH_BYTES: usize = 1 << 20;
 
@@ -45,7 +49,7 @@ pub enum Carry {
     Known(Option<i64>),
 }
 
-/// A batch to make.
+/// Batches to make.
 #[derive(Debug, Clone)]
 pub struct ReadJob {
     /// Grows when the stream goes back; given back with the result.
@@ -54,12 +58,14 @@ pub struct ReadJob {
     pub source: usize,
     /// Where to begin.
     pub from: Position,
+    /// How many batches to make, one behind the other: no more than the file has bytes for, at least one.
+    pub most: u32,
     /// The first line of the file by which the stream got its name, and its length in bytes: before the beginning, nothing
     /// else would show that the file is another one by now.
     pub first_line: (u32, TailHash),
-    /// Whether an unterminated last line is a record.
+    /// Whether an unterminated last line of the first batch is a record.
     pub end: DataEnd,
-    /// The time of the line before.
+    /// The time of the line before the first batch.
     pub carry: Carry,
     /// The clock, milliseconds since 1970.
     pub now_ms: i64,
@@ -67,7 +73,7 @@ pub struct ReadJob {
     pub bucket: BucketSize,
     /// Codec and level.
     pub codec: (Codec, i32),
-    /// What the batch says of itself.
+    /// What each batch says of itself.
     pub facts: BatchFacts,
 }
 
@@ -83,7 +89,7 @@ pub enum Job {
     },
     /// Read the beginning of an open file.
     Head(Arc<File>),
-    /// Make a batch.
+    /// Make batches.
     Read(Arc<File>, Box<ReadJob>),
     /// Compare the file with tail hashes.
     Check(Arc<File>, Vec<Position>),
@@ -133,7 +139,7 @@ pub enum Done {
     Cut {
         /// Of the job.
         generation: u64,
-        /// Of the job.
+        /// Where it begins.
         from: Position,
         /// Where it ends.
         end: Position,
@@ -147,27 +153,35 @@ pub enum Done {
         implausible: u64,
         /// What it has for each bucket.
         shares: Vec<Share>,
+        /// How many more the job is to make.
+        more: u32,
     },
-    /// There was no whole record.
+    /// There was no whole record. The job ends.
     Nothing {
         /// Of the job.
         generation: u64,
         /// How long the file was.
         size: u64,
+        /// How many batches less than it was to the job has made.
+        missing: u32,
     },
-    /// The file does not have the bytes that it had.
+    /// The file does not have the bytes that it had. The job ends.
     OtherBytes {
         /// Of the job.
         generation: u64,
-        /// Of the job.
+        /// Where the batch was to begin.
         from: Position,
         /// How long the file was.
         size: u64,
+        /// How many batches less than it was to the job has made.
+        missing: u32,
     },
-    /// The file could not be read.
+    /// The file could not be read. The job ends.
     ReadFailed {
         /// Why.
         error: io::Error,
+        /// How many batches less than it was to the job has made.
+        missing: u32,
     },
     /// The batch that was cut is compressed.
     Packed {
@@ -177,6 +191,8 @@ pub enum Done {
         end: Position,
         /// The batch, or what makes it impossible.
         batch: Result<Batch, String>,
+        /// How many more the job is to make; it ends with the one that says none.
+        more: u32,
     },
     /// The thread panicked, which is a bug.
     Died,
@@ -275,21 +291,28 @@ impl<'a> Worker<'a> {
     }
 
     fn work(&mut self, queue: &Mutex<Receiver<(TailId, Job)>>, done: impl Fn(TailId, Done) -> bool) {
+        let mut results = Outbox { held: Vec::new(), since: None, done };
         loop {
-            let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-            let Ok((tail, job)) = next else { return };
+            let at_hand = queue.try_lock().ok().and_then(|queue| queue.try_recv().ok());
+            let next = at_hand.or_else(|| {
+                // Whoever waits holds nothing back.
+                let is_wanted = results.deliver();
+                let next = is_wanted.then(|| queue.lock().unwrap_or_else(PoisonError::into_inner).recv());
+                next?.ok()
+            });
+            let Some((tail, job)) = next else { return };
             let wanted = match job {
-                Job::Open { path, find_end } => done(tail, Done::Opened(Box::new(open(&path, find_end)))),
+                Job::Open { path, find_end } => results.add(tail, Done::Opened(Box::new(open(&path, find_end)))),
                 Job::Head(file) => {
                     let head = FileFacts::of(&file).and_then(|facts| Ok((facts, Head::of(&file)?)));
-                    done(tail, Done::Head(head))
+                    results.add(tail, Done::Head(head))
                 }
                 Job::Check(file, positions) => {
                     let matching = check(&*file, &positions);
-                    done(tail, Done::Checked(positions, matching))
+                    results.add(tail, Done::Checked(positions, matching))
                 }
                 Job::Compare { file, originals, rested } => {
-                    done(tail, Done::Compared(compare(&file, &originals, rested)))
+                    results.add(tail, Done::Compared(compare(&file, &originals, rested)))
                 }
                 Job::Unpack { file, compressor, originals, directory } => {
                     let (lines, originals): (Vec<_>, Vec<_>) =
@@ -300,11 +323,9 @@ impl<'a> Worker<'a> {
                         };
                         (0..lines.len()).filter(|n| fits(&lines[*n])).collect()
                     };
-                    done(tail, Done::Unpacked(unpack(&file, compressor, &originals, &directory, begins)))
+                    results.add(tail, Done::Unpacked(unpack(&file, compressor, &originals, &directory, begins)))
                 }
-                Job::Read(file, job) => self
-                    .read(&*file, *job, |what| done(tail, what))
-                    .unwrap_or_else(|error| done(tail, Done::ReadFailed { error })),
+                Job::Read(file, job) => self.read(&*file, *job, |what| results.add(tail, what)),
             };
             if !wanted {
                 return;
@@ -312,13 +333,31 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Makes a batch, and tells `done` of what it found on the way. Returns whether anybody still wants results.
-    ///
-    /// # Errors
-    /// When the file can't be read.
-    pub fn read(&mut self, file: &impl ReadAt, job: ReadJob, done: impl Fn(Done) -> bool) -> io::Result<bool> {
+    /// Makes batches, and tells `done` of what it finds on the way. Returns whether anybody still wants results.
+    pub fn read(&mut self, file: &impl ReadAt, mut job: ReadJob, mut done: impl FnMut(Done) -> bool) -> bool {
+        loop {
+            match self.read_batch(file, &job, &mut done) {
+                Ok(Made::Batch(end, carry_ms)) if job.most > 1 => {
+                    (job.from, job.carry) = (end, Carry::Known(carry_ms));
+                    (job.end, job.most) = (DataEnd::Open, job.most - 1);
+                }
+                Ok(Made::Batch(..) | Made::None) => return true,
+                Ok(Made::Unwanted) => return false,
+                Err(error) => return done(Done::ReadFailed { error, missing: job.most }),
+            }
+        }
+    }
+
+    /// Makes one batch, where the job begins.
+    fn read_batch(
+        &mut self,
+        file: &impl ReadAt,
+        job: &ReadJob,
+        mut done: impl FnMut(Done) -> bool,
+    ) -> io::Result<Made> {
+        let ended = |wanted: bool| Ok(if wanted { Made::None } else { Made::Unwanted });
         let source = &self.options.sources[job.source];
-        let (from, generation) = (job.from, job.generation);
+        let (from, generation, more) = (job.from, job.generation, job.most - 1);
         let mut times = self.times[job.source].as_mut();
         // One byte more than a batch covers, so that the longest line has room for its newline.
         let wanted = self.options.batch_bytes + 1;
@@ -326,13 +365,13 @@ impl<'a> Worker<'a> {
         self.buffer.resize(self.buffer.len().max(before + wanted), 0);
         let got = read_up_to(file, &mut self.buffer[..before + wanted], from.offset - before as u64)?;
         let size = from.offset - before as u64 + got as u64;
-        if got < before || TailHash::of(&self.buffer[..before]) != from.tail {
-            return Ok(done(Done::OtherBytes { generation, from, size }));
-        }
-        let (known, data) = self.buffer[..got].split_at(before);
+        let (known, data) = self.buffer[..got].split_at(before.min(got));
         let (line_len, line_hash) = job.first_line;
-        if from.offset == 0 && data.get(..line_len as usize).is_none_or(|line| TailHash::of(line) != line_hash) {
-            return Ok(done(Done::OtherBytes { generation, from, size }));
+        let is_other_file = got < before
+            || TailHash::of(known) != from.tail
+            || (from.offset == 0 && data.get(..line_len as usize).is_none_or(|line| TailHash::of(line) != line_hash));
+        if is_other_file {
+            return ended(done(Done::OtherBytes { generation, from, size, missing: job.most }));
         }
         let at_end = data.len() < wanted;
         let carry_ms = match (job.carry, &mut times) {
@@ -362,7 +401,7 @@ impl<'a> Worker<'a> {
         };
         let cut = cut(&options, input, times);
         if cut.len == 0 {
-            return Ok(done(Done::Nothing { generation, size }));
+            return ended(done(Done::Nothing { generation, size, missing: job.most }));
         }
         let end =
             Position { offset: from.offset + cut.len as u64, tail: TailHash::of(&self.buffer[..before + cut.len]) };
@@ -375,13 +414,50 @@ impl<'a> Worker<'a> {
             altered: cut.altered,
             implausible: cut.implausible,
             shares: cut.shares(),
+            more,
         });
         if !wanted {
-            return Ok(false);
+            return Ok(Made::Unwanted);
         }
         let data = &self.buffer[before..got];
-        let batch = self.packer.pack(job.codec, job.facts, (from, end), &cut, data).map_err(|error| error.to_string());
-        Ok(done(Done::Packed { generation, end, batch }))
+        let facts = job.facts.clone();
+        let batch = self.packer.pack(job.codec, facts, (from, end), &cut, data).map_err(|error| error.to_string());
+        let wanted = done(Done::Packed { generation, end, batch, more });
+        Ok(if wanted { Made::Batch(end, cut.carry_ms) } else { Made::Unwanted })
+    }
+}
+
+/// What became of one batch of a job.
+enum Made {
+    /// It is made; where it ends, and the time of its last line.
+    Batch(Position, Option<i64>),
+    /// There is none, nor any behind it.
+    None,
+    /// Nobody wants results any more.
+    Unwanted,
+}
+
+/// Results on their way to the loop, which they wake: that costs both threads more than making a line of it, so they are told together.
+struct Outbox<F: Fn(TailId, Done) -> bool> {
+    held: Vec<(TailId, Done)>,
+    /// Since when the first of them is held.
+    since: Option<Instant>,
+    done: F,
+}
+
+impl<F: Fn(TailId, Done) -> bool> Outbox<F> {
+    /// Tells of a result, at once or with those that follow soon. Returns whether anybody still wants results.
+    fn add(&mut self, tail: TailId, done: Done) -> bool {
+        // Behind the last one that is cut, the loop has to give another job meanwhile, or this thread would wait.
+        let is_awaited = !matches!(done, Done::Cut { more: 1.., .. } | Done::Packed { .. });
+        self.held.push((tail, done));
+        let since = *self.since.get_or_insert_with(Instant::now);
+        (!is_awaited && since.elapsed() < HOLD) || self.deliver()
+    }
+
+    fn deliver(&mut self) -> bool {
+        self.since = None;
+        self.held.drain(..).all(|(tail, done)| (self.done)(tail, done))
     }
 }
 
@@ -479,8 +555,6 @@ fn is_behind_long_line(file: &impl ReadAt, offset: u64, max_line_bytes: u64) -> 
 
 #[cfg(test)]
 mod tests {
-    use std::cell::RefCell;
-
     use super::*;
 
     impl ReadAt for Vec<u8> {
@@ -492,27 +566,32 @@ mod tests {
         }
     }
 
-    fn read(file: &[u8], first_line: &[u8]) -> Vec<Done> {
-        let source = crate::config::Source {
+    const BATCH_BYTES: usize = 4096;
+
+    fn source() -> Source {
+        Source {
             category: "app".parse().expect("valid"),
             include: Vec::new(),
             exclude: Vec::new(),
             read_from: crate::config::ReadFrom::Beginning,
             ignore_older: None,
-            rotate_wait: std::time::Duration::from_secs(5),
-            partial_line_timeout: std::time::Duration::from_secs(30),
+            rotate_wait: Duration::from_secs(5),
+            partial_line_timeout: Duration::from_secs(30),
             max_line_bytes: 1024,
             long_lines: LongLines::Split,
             record_prefix: bytes::Bytes::new(),
             timestamp: None,
-        };
-        let options = WorkerOptions { sources: vec![source], batch_bytes: 4096 };
-        let job = ReadJob {
+        }
+    }
+
+    fn job(first_line: &[u8], most: u32) -> ReadJob {
+        ReadJob {
             generation: 0,
             source: 0,
             from: Position::zero(),
+            most,
             first_line: (first_line.len() as u32, TailHash::of(first_line)),
-            end: DataEnd::Open,
+            end: DataEnd::Final,
             carry: Carry::Known(None),
             now_ms: 0,
             bucket: BucketSize::HOUR,
@@ -527,20 +606,98 @@ mod tests {
                 committed: Position::zero(),
                 prefix_len: 0,
             },
-        };
-        let done = RefCell::new(Vec::new());
+        }
+    }
+
+    fn read(file: &[u8], job: ReadJob) -> Vec<Done> {
+        let options = WorkerOptions { sources: vec![source()], batch_bytes: BATCH_BYTES };
+        let mut done = Vec::new();
         let keep = |what| {
-            done.borrow_mut().push(what);
+            done.push(what);
             true
         };
-        Worker::new(&options).read(&file.to_vec(), job, keep).expect("memory can be read");
-        done.into_inner()
+        assert!(Worker::new(&options).read(&file.to_vec(), job, keep));
+        done
+    }
+
+    fn lines(bytes: usize) -> Vec<u8> {
+        (0..).flat_map(|n| format!("line {n}\n").into_bytes()).take(bytes).collect()
     }
 
     #[test]
     fn a_file_that_was_replaced_before_anything_was_read_of_it_is_noticed() {
-        assert!(matches!(read(b"one\ntwo\n", b"one\n")[..], [Done::Cut { .. }, Done::Packed { .. }]));
-        assert!(matches!(read(b"three\nfour\n", b"one\n")[..], [Done::OtherBytes { .. }]));
-        assert!(matches!(read(b"on", b"one\n")[..], [Done::OtherBytes { .. }]));
+        let job = || job(b"one\n", 1);
+        assert!(matches!(read(b"one\ntwo\n", job())[..], [Done::Cut { .. }, Done::Packed { .. }]));
+        assert!(matches!(read(b"three\nfour\n", job())[..], [Done::OtherBytes { .. }]));
+        assert!(matches!(read(b"on", job())[..], [Done::OtherBytes { .. }]));
+    }
+
+    #[test]
+    fn batches_of_a_job_follow_one_another() {
+        let file = lines(3 * BATCH_BYTES + 100);
+        let mut reach = Position::zero();
+        let mut left = 3;
+        for done in read(&file, job(b"line 0\n", 3)) {
+            match done {
+                Done::Cut { from, end, more, .. } => {
+                    left -= 1;
+                    assert_eq!((from, more), (reach, left));
+                    reach = end;
+                }
+                Done::Packed { end, more, batch, .. } => {
+                    assert_eq!((end, more), (reach, left));
+                    batch.expect("a batch").verify().expect("a good one");
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(left, 0);
+        assert_eq!(reach.tail, TailHash::of(&file[..reach.offset as usize]));
+        assert!(
+            file[..reach.offset as usize].ends_with(b"\n"),
+            "an unterminated line is of the first batch, if of any"
+        );
+    }
+
+    #[test]
+    fn a_job_says_how_many_batches_it_has_not_made() {
+        // The file is shorter than it was when the job was given.
+        let done = read(&lines(BATCH_BYTES + 6), job(b"line 0\n", 4));
+        assert!(matches!(done[0], Done::Cut { more: 3, .. }), "{done:?}");
+        let made = done.iter().filter(|one| matches!(one, Done::Packed { .. })).count() as u32;
+        let Some(Done::Nothing { missing, .. }) = done.last() else { panic!("{done:?}") };
+        assert_eq!(made + missing, 4);
+        // Another file by now.
+        let done = read(b"three\n", job(b"one\n", 4));
+        assert!(matches!(done[..], [Done::OtherBytes { missing: 4, .. }]), "{done:?}");
+    }
+
+    /// Results that are told, and those that are held back.
+    fn outbox() -> (Outbox<impl Fn(TailId, Done) -> bool>, Receiver<Done>) {
+        let (sender, told) = channel();
+        (Outbox { held: Vec::new(), since: None, done: move |_, done| sender.send(done).is_ok() }, told)
+    }
+
+    #[test]
+    fn results_wait_for_those_that_follow_but_not_those_that_the_loop_waits_for() {
+        let (mut results, told) = outbox();
+        let made = || read(&lines(3 * BATCH_BYTES), job(b"line 0\n", 2));
+        // As if no time passed.
+        let soon = Instant::now() + Duration::from_secs(3600);
+        for (n, done) in made().into_iter().enumerate() {
+            results.since = Some(soon);
+            assert!(results.add(TailId(1), done));
+            let expected = if n == 2 { 3 } else { 0 };
+            assert_eq!(told.try_iter().count(), expected, "the last one that is cut, with all before it");
+        }
+        assert!(results.deliver());
+        assert_eq!(told.try_iter().count(), 1);
+        // However many are to follow, none is held for long.
+        results.since = Some(Instant::now() - HOLD);
+        assert!(results.add(TailId(1), made().remove(0)));
+        assert_eq!(told.try_iter().count(), 1);
+        drop(told);
+        let nothing = Done::Nothing { generation: 0, size: 0, missing: 1 };
+        assert!(!results.add(TailId(1), nothing), "nobody wants it");
     }
 }

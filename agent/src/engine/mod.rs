@@ -46,9 +46,9 @@ use crate::watch::DirectoryWatcher;
 use crate::worker::{Carry, Done, TailId, WorkerOptions, Workers};
 use found::Unopened;
 
-/// How long a request waits for more batches while there are some in the making. Each request costs both sides about as much CPU
-/// time as compressing 50 KiB, and the receiver a sync.
-const GATHER: Duration = Duration::from_millis(20);
+/// How long a request waits for more batches while there are some in the making. Each request costs an edge and a root together about
+/// as much CPU time as compressing 250 KiB, and each of them a sync.
+const GATHER: Duration = Duration::from_millis(50);
 
 /// Bytes of batches after which a request is full.
 const REQUEST_BYTES: u64 = 4 << 20;

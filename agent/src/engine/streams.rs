@@ -15,6 +15,10 @@ use crate::stream::{Note, ReadShowed, Want};
 use crate::tail::When;
 use crate::worker::{Carry, Done, Job, ReadJob, TailId};
 
+/// How many batches a thread makes of a file before it takes another job. The loop hears of them together, since each time it is woken
+/// costs as much as compressing 10 KiB.
+const BATCHES_IN_A_ROW: u64 = 8;
+
 impl Engine {
     /// What is known of a source's category.
     pub(super) fn settings(&self, source: usize) -> Option<CategorySettings> {
@@ -165,21 +169,27 @@ impl Engine {
 
     /// Gives the worker threads what they can take and the memory allows.
     pub(super) fn read_more(&mut self, now: Instant) {
-        // One job waits, so that no thread does.
-        let most = usize::from(self.config.compression.threads) + 1;
+        let threads = usize::from(self.config.compression.threads);
         let share = self.config.batch.max_bytes;
-        while self.jobs < most
-            && self.buffered.load(Ordering::Relaxed) + self.reserved + share <= self.config.limits.max_buffer_bytes
-        {
+        // One job waits, so that no thread does.
+        while self.jobs <= threads {
+            let used = self.buffered.load(Ordering::Relaxed) + self.reserved;
+            let room = self.config.limits.max_buffer_bytes.saturating_sub(used) / share;
+            // Batches of one stream are for all threads where there aren't enough streams for them.
+            let in_a_row = if threads == 1 || self.read_queue.len() >= threads { BATCHES_IN_A_ROW } else { 1 };
+            if room == 0 {
+                break;
+            }
             let Some(id) = self.read_queue.pop_front() else { break };
             let Some(tail) = self.tails.get_mut(&id) else { continue };
             tail.in_read_queue = false;
-            self.read_one(id, now);
+            self.read_one(id, in_a_row.min(room), now);
         }
         self.metrics.buffered_bytes.set((self.buffered.load(Ordering::Relaxed) + self.reserved) as i64);
     }
 
-    fn read_one(&mut self, id: TailId, now: Instant) {
+    /// Has batches made of a file, `most` of them if it has grown by so many.
+    fn read_one(&mut self, id: TailId, most: u64, now: Instant) {
         let Some(tail) = self.tails.get(&id) else { return };
         let source = tail.source;
         let (Some(settings), Some(categories)) = (self.settings(source), &self.categories) else { return };
@@ -194,10 +204,13 @@ impl Engine {
         let When::Now(end) = tail.pace.when(from.offset, now, &options, bucket_ends_at) else {
             return self.advance(id, now);
         };
+        let full = tail.pace.size().saturating_sub(from.offset) / config.batch.max_bytes;
+        let most = if named.stream.is_probing() || tail.careful > 0 { 1 } else { most.min(full).max(1) as u32 };
         let job = ReadJob {
             generation: named.stream.generation(),
             source,
             from,
+            most,
             first_line: (named.first_line.bytes, named.first_line.hash),
             end,
             carry: tail.carry,
@@ -217,22 +230,24 @@ impl Engine {
         };
         tail.reading = true;
         self.jobs += 1;
-        self.reserved += config.batch.max_bytes;
+        self.reserved += u64::from(most) * config.batch.max_bytes;
         self.workers.submit(id, Job::Read(Arc::clone(&tail.file), Box::new(job)));
     }
 
     pub(super) fn job_done(&mut self, id: TailId, done: Done, now: Instant) {
-        if matches!(
-            done,
-            Done::Nothing { .. } | Done::OtherBytes { .. } | Done::ReadFailed { .. } | Done::Packed { .. }
-        ) {
-            self.jobs -= 1;
-            self.reserved -= self.config.batch.max_bytes;
-        }
+        let (batches, job_ended) = match done {
+            Done::Packed { more, .. } => (1, more == 0),
+            Done::Nothing { missing, .. } | Done::OtherBytes { missing, .. } | Done::ReadFailed { missing, .. } => {
+                (missing, true)
+            }
+            _ => (0, false),
+        };
+        self.reserved -= u64::from(batches) * self.config.batch.max_bytes;
+        self.jobs -= usize::from(job_ended);
         match done {
             Done::Opened(opened) => return self.opened(id, *opened, now),
             Done::Head(Ok((facts, head))) => return self.head_is(id, facts, head, now),
-            Done::Head(Err(error)) | Done::ReadFailed { error } => {
+            Done::Head(Err(error)) | Done::ReadFailed { error, .. } => {
                 if let Some(tail) = self.tails.get_mut(&id) {
                     tail.reading = false;
                     tail.reading_head = false;
@@ -245,13 +260,13 @@ impl Engine {
             Done::Checked(positions, matching) => self.checked(id, &positions, matching, now),
             Done::Compared(likeness) => return self.compared(id, likeness, now),
             Done::Unpacked(unpacked) => return self.unpacked(id, unpacked, now),
-            Done::Cut { generation, from, end, carry, lines, altered, implausible, shares } => {
+            Done::Cut { generation, from, end, carry, lines, altered, implausible, shares, more } => {
                 self.metrics.lines.inc_by(lines);
                 self.metrics.altered.inc_by(altered);
                 self.metrics.implausible_times.inc_by(implausible);
                 self.metrics.read_bytes.inc_by(end.offset - from.offset);
                 if let Some(tail) = self.tails.get_mut(&id) {
-                    tail.reading = false;
+                    tail.reading = more > 0;
                     if let Some(named) = &mut tail.named
                         && named.stream.has_read(generation, from, ReadShowed::Batch(end))
                     {
@@ -261,8 +276,8 @@ impl Engine {
                     }
                 }
             }
-            Done::Packed { generation, end, batch } => self.packed(id, generation, end, batch),
-            Done::Nothing { generation, size } => {
+            Done::Packed { generation, end, batch, .. } => self.packed(id, generation, end, batch),
+            Done::Nothing { generation, size, .. } => {
                 if let Some(tail) = self.tails.get_mut(&id) {
                     tail.reading = false;
                     if let Some(named) = &tail.named
@@ -272,7 +287,7 @@ impl Engine {
                     }
                 }
             }
-            Done::OtherBytes { generation, from, size } => self.other_bytes(id, generation, from, size, now),
+            Done::OtherBytes { generation, from, size, .. } => self.other_bytes(id, generation, from, size, now),
             Done::Died => {}
         }
         self.advance(id, now);

@@ -1,7 +1,6 @@
 //! Which hour a line belongs to, by clocks that show any time: the threads that read files, without an agent around them.
 
 use std::fs::File;
-use std::sync::Mutex;
 
 use jiff::Timestamp;
 use tributary_agent::compress::BatchFacts;
@@ -47,6 +46,7 @@ impl Reader {
                 source: 0,
                 first_line: (line.len() as u32, TailHash::of(line.as_bytes())),
                 from,
+                most: 1,
                 end: DataEnd::Open,
                 carry,
                 now_ms: ms(lines[n].0),
@@ -63,14 +63,14 @@ impl Reader {
                     prefix_len: 0,
                 },
             };
-            let done = Mutex::new(Vec::new());
+            let mut done = Vec::new();
             let file = File::open(&path).expect("opens");
             let keep = |what| {
-                done.lock().expect("no panic").push(what);
+                done.push(what);
                 true
             };
-            worker.read(&file, job, keep).expect("reads");
-            for what in done.into_inner().expect("no panic") {
+            worker.read(&file, job, keep);
+            for what in done {
                 match what {
                     Done::Cut { end, carry: last, .. } => (from, carry) = (end, Carry::Known(last)),
                     Done::Packed { batch, .. } => {

@@ -1,7 +1,6 @@
 //! An agent: the streams, the reader, the pool of endpoints and the meaning of responses are the program's; the loop around them
 //! is a small one of its own, over files in memory.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -39,6 +38,8 @@ const ASK_INTERVAL: Duration = Duration::from_secs(1);
 const MAX_REQUESTS: usize = 2;
 /// So many batches of a stream are made before it waits for answers.
 const MAX_QUEUE: usize = 4;
+/// So many of them by one job.
+const MOST_IN_A_ROW: u64 = 3;
 const BACKOFF: BackoffLimits = BackoffLimits { initial: Duration::from_millis(250), max: Duration::from_secs(10) };
 
 const PACE: PaceOptions = PaceOptions {
@@ -311,10 +312,13 @@ impl Agent {
         let (bucket, now_ms) = (self.trade.bucket, (self.trade.clock_ms)());
         let tail = self.tails.get_mut(&inode).expect("files stay");
         let Some(named) = &tail.named else { return };
+        let full = tail.pace.size().saturating_sub(from.offset) / BATCH_BYTES as u64;
+        let most = if named.stream.is_probing() { 1 } else { full.clamp(1, MOST_IN_A_ROW) as u32 };
         let job = ReadJob {
             generation: named.stream.generation(),
             source: 0,
             from,
+            most,
             first_line: (named.first_line.len() as u32, TailHash::of(&named.first_line)),
             end,
             carry: tail.carry,
@@ -332,13 +336,13 @@ impl Agent {
                 prefix_len: 0,
             },
         };
-        let found = RefCell::new(Vec::new());
+        let mut found = Vec::new();
         let done = |what| {
-            found.borrow_mut().push(what);
+            found.push(what);
             true
         };
-        Worker::new(&self.options).read(&*tail.file, job, done).expect("memory can be read");
-        for done in found.into_inner() {
+        Worker::new(&self.options).read(&*tail.file, job, done);
+        for done in found {
             self.job_done(inode, done);
         }
     }
@@ -354,11 +358,11 @@ impl Agent {
                     tail.pace.has_read(end.offset, at);
                 }
             }
-            Done::Packed { generation, end, batch } => {
+            Done::Packed { generation, end, batch, .. } => {
                 drop(named.stream.has_packed(generation, end, batch.expect("a good cut")));
             }
             Done::Nothing { size, .. } => tail.pace.is_stuck(named.stream.read().offset, size, at),
-            Done::OtherBytes { generation, from, size } => {
+            Done::OtherBytes { generation, from, size, .. } => {
                 tail.pace.seen(size, at);
                 named.stream.has_read(generation, from, ReadShowed::OtherBytes);
             }
