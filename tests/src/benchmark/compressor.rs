@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Read as _, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
@@ -15,6 +15,9 @@ use crate::synthetic::AccessLog;
 pub const BATCH_BYTES: usize = 1 << 20;
 /// The agent's `compression.level`, unless it is configured.
 pub const LEVEL: i32 = 1;
+
+/// Bytes of a log that are read into memory at a time.
+pub const CHUNK: u64 = 128 << 20;
 
 /// What the compressor alone used.
 #[derive(Clone, Copy, Debug, Default)]
@@ -30,10 +33,27 @@ pub struct Bare {
 }
 
 impl Bare {
-    /// The mean of two runs over the same log.
+    /// Two runs taken together.
     #[must_use]
-    pub fn mean(self, other: Self) -> Self {
-        Self { cpu: (self.cpu + other.cpu) / 2, wall: (self.wall + other.wall) / 2, ..self }
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            raw: self.raw + other.raw,
+            compressed: self.compressed + other.compressed,
+            cpu: self.cpu + other.cpu,
+            wall: self.wall + other.wall,
+        }
+    }
+
+    /// CPU seconds per byte.
+    #[must_use]
+    pub fn cpu_per_byte(&self) -> f64 {
+        self.cpu.as_secs_f64() / self.raw as f64
+    }
+
+    /// Seconds per byte.
+    #[must_use]
+    pub fn wall_per_byte(&self) -> f64 {
+        self.wall.as_secs_f64() / self.raw as f64
     }
 }
 
@@ -61,32 +81,62 @@ pub fn write_log(path: &Path, size: u64) -> Result<u64> {
     Ok(lines)
 }
 
-/// Compresses a log with the agent's compressor (libdeflate, level 1) out of memory, in pieces as large as the agent's batches.
+/// The agent's compressor (libdeflate, level 1), and a log that it is given.
+pub struct Compressing {
+    log: PathBuf,
+    input: File,
+    compressor: Compressor,
+    chunk: Vec<u8>,
+    compressed: Vec<u8>,
+}
+
+impl Compressing {
+    /// Begins at the beginning of the log.
+    ///
+    /// # Errors
+    /// It can't be opened.
+    pub fn open(log: &Path) -> Result<Self> {
+        let level = CompressionLvl::new(LEVEL).map_err(|error| anyhow!("level {LEVEL}: {error:?}"))?;
+        let mut compressor = Compressor::new(level);
+        let compressed = vec![0; compressor.gzip_compress_bound(BATCH_BYTES)];
+        let input = File::open(log).with_context(|| format!("opening {}", log.display()))?;
+        Ok(Self { log: log.into(), input, compressor, chunk: Vec::new(), compressed })
+    }
+
+    /// Compresses the log's next `bytes` bytes, or those up to its end, out of memory, in pieces as large as the agent's batches. `done` is
+    /// told after each.
+    ///
+    /// # Errors
+    /// The log can't be read.
+    pub fn next(&mut self, bytes: u64, done: impl Fn()) -> Result<Bare> {
+        self.chunk.clear();
+        let input = (&self.input).take(bytes);
+        { input }.read_to_end(&mut self.chunk).with_context(|| format!("reading {}", self.log.display()))?;
+        let (mut bare, cpu, begun) = (Bare::default(), thread_cpu(), Instant::now());
+        for piece in self.chunk.chunks(BATCH_BYTES) {
+            let length = self.compressor.gzip_compress(piece, &mut self.compressed);
+            bare.compressed += length.map_err(|error| anyhow!("compressing: {error}"))? as u64;
+            bare.raw += piece.len() as u64;
+            done();
+        }
+        Ok(Bare { cpu: thread_cpu() - cpu, wall: begun.elapsed(), ..bare })
+    }
+}
+
+/// Compresses the first `most` bytes of a log with nothing else to do.
 ///
 /// # Errors
 /// The log can't be read.
-pub fn compress(log: &Path) -> Result<Bare> {
-    const CHUNK: u64 = 64 << 20;
-    let level = CompressionLvl::new(LEVEL).map_err(|error| anyhow!("level {LEVEL}: {error:?}"))?;
-    let mut compressor = Compressor::new(level);
-    let mut compressed = vec![0; compressor.gzip_compress_bound(BATCH_BYTES)];
-    let mut bare = Bare::default();
-    let input = File::open(log).with_context(|| format!("opening {}", log.display()))?;
-    let mut chunk = Vec::new();
-    loop {
-        chunk.clear();
-        if (&input).take(CHUNK).read_to_end(&mut chunk)? == 0 {
-            return Ok(bare);
+pub fn compress(log: &Path, most: u64) -> Result<Bare> {
+    let (mut compressing, mut bare) = (Compressing::open(log)?, Bare::default());
+    while bare.raw < most {
+        let part = compressing.next(CHUNK.min(most - bare.raw), || ())?;
+        if part.raw == 0 {
+            break;
         }
-        let (cpu, begun) = (thread_cpu(), Instant::now());
-        for piece in chunk.chunks(BATCH_BYTES) {
-            let length = compressor.gzip_compress(piece, &mut compressed);
-            bare.compressed += length.map_err(|error| anyhow!("compressing: {error}"))? as u64;
-        }
-        bare.cpu += thread_cpu() - cpu;
-        bare.wall += begun.elapsed();
-        bare.raw += chunk.len() as u64;
+        bare = bare.and(part);
     }
+    Ok(bare)
 }
 
 /// The time that this thread has had on a processor.

@@ -123,7 +123,7 @@ async fn agent(
         };
         let Ok(batch) = made else { return Sent { errors: sent.errors + 1, ..sent } };
         let begun = Instant::now();
-        match send(&sender, &batch).await {
+        match send(&sender, std::slice::from_ref(&batch)).await {
             Ok(committed) => {
                 if let Some(committed) = committed {
                     stream.committed(committed);

@@ -1,11 +1,14 @@
 //! The whole way of a log that is there already: an agent, an edge, a root, until all of it is committed.
 
 use std::fs;
+use std::io::Read as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
 
+use super::beside::Beside;
 use super::compressor::BATCH_BYTES;
 use super::figures::mib;
 use crate::cluster::{Cluster, ClusterOptions, Role, Sink};
@@ -14,6 +17,9 @@ use crate::wait::until;
 
 /// Only turns a hang into a failure.
 const LIMIT: Duration = Duration::from_secs(3600);
+
+/// How long an agent works between questions.
+const TURN: Duration = Duration::from_millis(500);
 
 /// What a run is like.
 #[derive(Clone, Debug)]
@@ -80,6 +86,24 @@ impl Shipped {
 /// # Errors
 /// A process fails.
 pub async fn ship(log: &Path, parent: &Path, options: &PathOptions) -> Result<Shipped> {
+    ship_in_turn(log, parent, options, None).await
+}
+
+/// The same with the defaults, in turn with the compressor: after each half of a second the agent is stopped, and it compresses a piece.
+/// No time passes for the agent meanwhile.
+///
+/// # Errors
+/// A process fails.
+pub async fn ship_beside(log: &Path, parent: &Path, beside: &mut Beside) -> Result<Shipped> {
+    ship_in_turn(log, parent, &PathOptions::default(), Some(beside)).await
+}
+
+async fn ship_in_turn(
+    log: &Path,
+    parent: &Path,
+    options: &PathOptions,
+    beside: Option<&mut Beside>,
+) -> Result<Shipped> {
     let folder = tempfile::Builder::new().prefix("run-").tempdir_in(parent).context("making a directory")?;
     let mut agent_lines = String::new();
     if let Some(rate) = options.bytes_per_second {
@@ -98,18 +122,32 @@ pub async fn ship(log: &Path, parent: &Path, options: &PathOptions) -> Result<Sh
         ..ClusterOptions::default()
     })?;
     // A name of its own for each run, beside the log: a link to a file can't leave its file system.
-    let beside = log.parent().context("a log lies in a folder")?;
-    let logs = tempfile::Builder::new().prefix("run-").tempdir_in(beside).context("making a directory")?;
+    let next_to_it = log.parent().context("a log lies in a folder")?;
+    let logs = tempfile::Builder::new().prefix("run-").tempdir_in(next_to_it).context("making a directory")?;
     let linked = logs.path().join("access.log");
     fs::hard_link(log, &linked).with_context(|| format!("linking {}", linked.display()))?;
     fs::remove_dir(cluster.log_dir(0))?;
     std::os::unix::fs::symlink(logs.path(), cluster.log_dir(0))?;
-    let raw = fs::metadata(log)?.len();
-    let outcome = run(&mut cluster, raw, options.batch_bytes.unwrap_or(BATCH_BYTES as u64)).await;
+    let raw = read_once(log)?;
+    let outcome = run(&mut cluster, raw, options.batch_bytes.unwrap_or(BATCH_BYTES as u64), beside).await;
     cluster.explain(outcome)
 }
 
-async fn run(cluster: &mut Cluster, raw: u64, batch_bytes: u64) -> Result<Shipped> {
+/// Reads a log, and returns its length. One that is being written is in the page cache when an agent reads it; one that was written a
+/// minute ago may not be any more, and then the disk would be measured.
+fn read_once(log: &Path) -> Result<u64> {
+    let mut file = fs::File::open(log).with_context(|| format!("opening {}", log.display()))?;
+    let mut buffer = vec![0; 1 << 20];
+    let mut length = 0;
+    loop {
+        match file.read(&mut buffer).with_context(|| format!("reading {}", log.display()))? {
+            0 => return Ok(length),
+            got => length += got as u64,
+        }
+    }
+}
+
+async fn run(cluster: &mut Cluster, raw: u64, batch_bytes: u64, mut beside: Option<&mut Beside>) -> Result<Shipped> {
     const ROLES: [Role; 3] = [Role::Root(0), Role::Edge(0), Role::Agent(0)];
     for role in &ROLES[..2] {
         cluster.start_node(*role)?;
@@ -119,26 +157,34 @@ async fn run(cluster: &mut Cluster, raw: u64, batch_bytes: u64) -> Result<Shippe
     cluster.start_node(Role::Agent(0))?;
     cluster.wait_until_ready(Role::Agent(0)).await?;
     let full = raw.saturating_sub(batch_bytes);
+    let mut stopped = Duration::ZERO;
     until("the edge to have all full batches", LIMIT, async || {
         let status = cluster.status(Role::Agent(0)).await?;
         let files = status["files"].as_array().context("a status without files")?;
         let next: u64 = files.iter().filter_map(|file| file["next"].as_u64()).sum();
         if next < raw / 10 * 9 {
             // Asking costs the agent, too.
-            tokio::time::sleep(Duration::from_millis(250)).await;
+            tokio::time::sleep(TURN).await;
+            if let Some(beside) = &mut beside {
+                let begun = Instant::now();
+                cluster.signal(Role::Agent(0), Signal::STOP)?;
+                beside.run_piece().await?;
+                cluster.signal(Role::Agent(0), Signal::CONT)?;
+                stopped += begun.elapsed();
+            }
         }
         ensure!(next >= full, "it has {next} of {full} bytes");
         Ok(Some(()))
     })
     .await?;
-    let durable = begun.elapsed();
+    let durable = begun.elapsed() - stopped;
     until("all to be committed", LIMIT, async || {
         let committed = cluster.agent_committed(0).await?;
         ensure!(committed >= raw, "{committed} of {raw} bytes are");
         Ok(Some(()))
     })
     .await?;
-    let elapsed = begun.elapsed();
+    let elapsed = begun.elapsed() - stopped;
     let usage = |role: Role| Usage::of(cluster.pid(role)?);
     let (root, edge, agent) = (usage(Role::Root(0))?, usage(Role::Edge(0))?, usage(Role::Agent(0))?);
     let wire = cluster.metric(Role::Edge(0), "tributary_aggregator_received_bytes_total").await? as u64;

@@ -94,7 +94,7 @@ pub async fn recovery(parent: &Path, sink: Sink, segments: u64, segment_mib: u64
         let mut last = None;
         while unpublished < (segments * segment_mib) << 20 {
             let batch = stream.next(&mut maker, TEXT, BATCH)?;
-            if let Some(committed) = send(&sender, &batch).await? {
+            if let Some(committed) = send(&sender, std::slice::from_ref(&batch)).await? {
                 stream.committed(committed);
             }
             unpublished += batch.body.len() as u64;

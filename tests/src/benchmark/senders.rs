@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use bytes::Bytes;
 use reqwest::Client;
 use tokio::task::JoinSet;
@@ -189,29 +189,33 @@ pub fn client() -> Result<Client> {
     Ok(build(&options)?)
 }
 
-fn pieces(batch: &Batch) -> Vec<Bytes> {
-    vec![batch.encode_head(), batch.body.clone()]
-}
-
-/// Sends a batch until it is taken; returns how far the receiver says that the stream is committed.
+/// Sends batches of one stream in one request, again until they are taken; returns how far the receiver says that the stream is
+/// committed.
 ///
 /// # Errors
-/// It is refused, or there is no answer.
-pub async fn send(sender: &Sender, batch: &Batch) -> Result<Option<Position>> {
-    loop {
-        match sender.batches(pieces(batch), 1).await {
+/// One is refused, or there is no answer.
+pub async fn send(sender: &Sender, mut batches: &[Batch]) -> Result<Option<Position>> {
+    let mut committed = None;
+    while let Some(first) = batches.first() {
+        let pieces = batches.iter().flat_map(|batch| [batch.encode_head(), batch.body.clone()]).collect();
+        match sender.batches(pieces, batches.len()).await {
             Ok(answers) => {
-                let answer = answers.answers.into_iter().next().context("one answer for one batch")?;
-                match answer.verdict {
-                    Verdict::Ok => return Ok(answer.committed),
-                    Verdict::Wait { .. } => tokio::time::sleep(PAUSE).await,
-                    verdict => bail!("the batch at {} was answered {verdict:?}", batch.header.start),
+                let taken = answers.answers.iter().take_while(|answer| answer.verdict == Verdict::Ok).count();
+                committed = answers.answers.iter().filter_map(|answer| answer.committed).next_back().or(committed);
+                match answers.answers.get(taken).map(|answer| &answer.verdict) {
+                    None => ensure!(taken == batches.len(), "{taken} answers for {} batches", batches.len()),
+                    Some(Verdict::Wait { .. }) => tokio::time::sleep(PAUSE).await,
+                    Some(verdict) => {
+                        bail!("the batch {taken} behind that at {} was answered {verdict:?}", first.header.start)
+                    }
                 }
+                batches = &batches[taken..];
             }
             Err(ShipError::Busy { after, .. }) => tokio::time::sleep(after.unwrap_or(PAUSE)).await,
             Err(error) => return Err(error.into()),
         }
     }
+    Ok(committed)
 }
 
 /// Sends the batches of each stream over a connection of its own, one request after the other; returns the time that it took.
@@ -227,7 +231,7 @@ pub async fn send_all(endpoint: &Endpoint, streams: Vec<Made>) -> Result<Duratio
             let mut committed = None;
             for mut batch in made.batches {
                 batch.header.committed = committed.unwrap_or(batch.header.committed);
-                committed = send(&sender, &batch).await?.or(committed);
+                committed = send(&sender, &[batch]).await?.or(committed);
             }
             Ok::<_, anyhow::Error>(())
         });

@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
 use tributary_common::config::parse_size;
 use tributary_tests::benchmark::figures::Section;
-use tributary_tests::benchmark::{Bench, logs_folder, receiver};
+use tributary_tests::benchmark::{Bench, receiver};
 use tributary_tests::programs::Programs;
 
 /// Measures what Tributary costs, and prints tables in Markdown: each figure, its goal, and whether it is met.
@@ -99,7 +99,7 @@ async fn main() -> Result<()> {
         Some(dir) => dir,
         None => Programs::find()?.output_folder("bench")?,
     };
-    let logs = logs_folder(&parent, size)?;
+    let logs = tempfile::Builder::new().prefix("logs-").tempdir_in(&parent).context("making a directory for logs")?;
     let bench = Bench { parent, logs: logs.path().into(), log_bytes: size, tier_bytes: size / 2 };
     let is_all = matches!(what, What::All);
     let parts = if is_all { PARTS.to_vec() } else { vec![what] };
