@@ -301,6 +301,9 @@ impl<'a> Worker<'a> {
                 next?.ok()
             });
             let Some((tail, job)) = next else { return };
+            if !results.make_way(&job) {
+                return;
+            }
             let wanted = match job {
                 Job::Open { path, find_end } => results.add(tail, Done::Opened(Box::new(open(&path, find_end)))),
                 Job::Head(file) => {
@@ -453,6 +456,12 @@ impl<F: Fn(TailId, Done) -> bool> Outbox<F> {
         self.held.push((tail, done));
         let since = *self.since.get_or_insert_with(Instant::now);
         (!is_awaited && since.elapsed() < HOLD) || self.deliver()
+    }
+
+    /// Another job begins: only while batches are made is anything held, since other jobs may take long. Returns whether anybody still wants
+    /// results.
+    fn make_way(&mut self, job: &Job) -> bool {
+        matches!(job, Job::Read(..)) || self.deliver()
     }
 
     fn deliver(&mut self) -> bool {
@@ -691,6 +700,14 @@ mod tests {
             assert_eq!(told.try_iter().count(), expected, "the last one that is cut, with all before it");
         }
         assert!(results.deliver());
+        assert_eq!(told.try_iter().count(), 1);
+        // Nobody knows how long another job takes.
+        let file = Arc::new(tempfile::tempfile().expect("a file"));
+        results.since = Some(soon);
+        assert!(results.add(TailId(1), made().remove(1)));
+        assert!(results.make_way(&Job::Read(Arc::clone(&file), Box::new(job(b"line 0\n", 2)))));
+        assert_eq!(told.try_iter().count(), 0);
+        assert!(results.make_way(&Job::Head(file)));
         assert_eq!(told.try_iter().count(), 1);
         // However many are to follow, none is held for long.
         results.since = Some(Instant::now() - HOLD);
