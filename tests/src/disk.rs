@@ -65,6 +65,9 @@ impl SmallDisk {
     pub fn relieve(&self) -> Result<()> {
         let path = self.folder.join(BALLAST);
         if path.exists() {
+            // Emptied first: a process that was just started may hold a copy of the handle that filled it until it runs
+            // its own program, and a removed file keeps its room while anyone holds it.
+            File::create(&path).with_context(|| format!("emptying {}", path.display()))?;
             fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
         }
         Ok(())
@@ -99,6 +102,21 @@ mod tests {
         fs::write(path.join("more"), vec![1; 10_000])?;
         drop(disk);
         assert_eq!(fs::read_dir(&path)?.count(), 0);
+        Ok(())
+    }
+
+    #[test]
+    fn it_is_relieved_even_while_another_holds_what_filled_it() -> Result<()> {
+        if !SmallDisk::is_possible() {
+            return Ok(());
+        }
+        let folder = tempfile::tempdir()?;
+        let disk = SmallDisk::mount(&folder.path().join("disk"), 1)?;
+        disk.fill()?;
+        let held = File::open(disk.folder.join(BALLAST))?;
+        disk.relieve()?;
+        fs::write(disk.folder.join("more"), vec![1; 10_000])?;
+        drop(held);
         Ok(())
     }
 }
