@@ -280,6 +280,13 @@ impl<B> Stream<B> {
         matches!(self.phase, Phase::Following) && !self.is_contested() && !self.is_unvouched()
     }
 
+    /// Whether a file that is `size` bytes long now may still bring the stream as far as `offset`. Not one that was cut off below that
+    /// and is being followed from a place before the cut: what was read there once is nowhere any more.
+    #[must_use]
+    pub fn may_reach(&self, offset: u64, size: u64) -> bool {
+        offset <= size.max(self.read.offset) || !self.is_following()
+    }
+
     fn is_contested(&self) -> bool {
         self.contested && self.read.offset > self.committed.offset
     }

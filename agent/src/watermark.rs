@@ -138,7 +138,8 @@ impl Watermark {
     }
 }
 
-/// Streams of which offsets are required that this agent can't ship, and since when that is known.
+/// Streams of which offsets are required that this agent can't ship: there is no file for them, or a shorter one; and since when that is
+/// known.
 #[derive(Debug, Default)]
 pub struct Vanished {
     since: BTreeMap<StreamId, Instant>,
@@ -146,15 +147,15 @@ pub struct Vanished {
 
 impl Vanished {
     /// Returns the streams that are waited for upstream and were not to be found for `patience`. `has`: whether there is a file
-    /// for the stream, or may be.
+    /// that has what is waited for, or may be.
     pub fn look(
         &mut self,
         now: Instant,
         patience: Duration,
         waiting_for: &[StreamOffset],
-        has: impl Fn(StreamId) -> bool,
+        has: impl Fn(&StreamOffset) -> bool,
     ) -> Vec<StreamId> {
-        let missing: Vec<StreamId> = waiting_for.iter().map(|one| one.stream).filter(|stream| !has(*stream)).collect();
+        let missing: Vec<StreamId> = waiting_for.iter().filter(|one| !has(one)).map(|one| one.stream).collect();
         self.since.retain(|stream, _| missing.contains(stream));
         let mut lost = Vec::new();
         for stream in missing {

@@ -53,7 +53,7 @@ impl Engine {
         }
     }
 
-    fn tail_of(&self, stream: StreamId) -> Option<&Tail> {
+    pub(super) fn tail_of(&self, stream: StreamId) -> Option<&Tail> {
         self.tails.get(self.by_stream.get(&stream)?)
     }
 

@@ -21,7 +21,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 /// The time between two reports while the lane's owner has not named this run, or is to hear the last one.
 const EAGER_INTERVAL: Duration = Duration::from_millis(300);
 
-/// After what time without a file the bytes of a stream are declared lost: so long copies of it are looked for.
+/// After what time without a file that has them the bytes of a stream are declared lost: so long copies of it are looked for.
 const LOST_AFTER: Duration = Duration::from_secs(600);
 
 /// How long the end of a run that ships once waits until its last report was heard.
@@ -289,7 +289,7 @@ impl Engine {
                 reached.map(|(watermark_ms, streams)| (watermark_ms, streams.iter().filter_map(uncommitted).collect()))
             };
             let given_up = &of.given_up;
-            let may_have = |stream: StreamId| self.may_have(stream) && !given_up.contains_key(&stream);
+            let may_have = |one: &StreamOffset| self.may_have(one) && !given_up.contains_key(&one.stream);
             let mut lost = if is_parting {
                 self.never_found(of.reporter.waiting_for())
             } else {
@@ -312,23 +312,30 @@ impl Engine {
         open.map(|named| named.stream.committed().offset).or_else(|| Some(self.memory.get(stream)?.committed.offset))
     }
 
-    /// Whether there is a file for a stream, or one may still be found.
-    fn may_have(&self, stream: StreamId) -> bool {
-        self.orphans.contains_key(&stream) || self.has(stream)
+    /// Whether there is a file that has what is waited for, or one may still be found.
+    fn may_have(&self, one: &StreamOffset) -> bool {
+        self.orphans.contains_key(&one.stream) || self.has(one)
     }
 
-    /// Whether there is a file for a stream.
-    fn has(&self, stream: StreamId) -> bool {
-        self.by_stream.contains_key(&stream)
-            || self.memory.get(stream).is_some_and(|one| !one.finished && self.is_there(one))
+    /// Whether there is a file for a stream, and it is not known to end before the offset.
+    fn has(&self, one: &StreamOffset) -> bool {
+        if let Some(tail) = self.tail_of(one.stream) {
+            return tail.named.as_ref().is_none_or(|named| named.stream.may_reach(one.offset, size_now(tail)));
+        }
+        let Some(known) = self.memory.get(one.stream).filter(|known| !known.finished && self.is_there(known)) else {
+            return false;
+        };
+        // A file that rests is read to its end.
+        let rests_at = self.there.get(&known.inode).and_then(|key| self.resting.get(key));
+        rests_at.is_none_or(|size| one.offset <= *size)
     }
 
-    /// Of what is waited for, the streams for which a run that ends has found nothing: its scans are over, and where only such runs
+    /// Of what is waited for, the streams of which a run that ends has not found as much: its scans are over, and where only such runs
     /// are started nobody looks for longer. Not those that are stored by what the agent was told: an owner that has just taken the
     /// lane may not count them yet.
     fn never_found(&self, waiting_for: &[StreamOffset]) -> Vec<StreamId> {
         let is_stored = |one: &StreamOffset| self.committed(one.stream).is_some_and(|stored| stored >= one.offset);
-        let never = waiting_for.iter().filter(|one| !self.has(one.stream) && !is_stored(one));
+        let never = waiting_for.iter().filter(|one| !self.has(one) && !is_stored(one));
         never.map(|one| one.stream).collect()
     }
 

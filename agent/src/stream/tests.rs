@@ -521,6 +521,28 @@ fn a_file_is_not_followed_while_others_may_hold_or_do_hold_other_bytes_of_it() {
 }
 
 #[test]
+fn a_file_that_was_cut_off_below_what_was_promised_does_not_bring_it_any_more() {
+    let file = vec![b'x'; 300];
+    let mut stream: Stream<Batch> = Stream::known(Position::zero(), at(&file, 50));
+    let read = |stream: &mut Stream<Batch>, from, to, showed: fn(Position) -> ReadShowed| {
+        assert_eq!(stream.read(), at(&file, from));
+        stream.has_read(stream.generation(), at(&file, from), showed(at(&file, to)));
+    };
+    assert!(stream.may_reach(200, 200), "it is there to be read");
+    assert!(!stream.may_reach(201, 200), "it is shorter, and what it has is followed");
+    read(&mut stream, 50, 120, ReadShowed::Batch);
+    assert!(stream.may_reach(201, 200), "another may hold what the file was before this run");
+    let ok = answer(0, Some(at(&file, 120)), Some(at(&file, 120)), Verdict::Ok);
+    stream.answered(stream.generation(), at(&file, 120), &ok);
+    assert!(!stream.may_reach(201, 200));
+    read(&mut stream, 120, 250, ReadShowed::Batch);
+    assert!(stream.may_reach(250, 200), "it is read, and on its way");
+    assert!(!stream.may_reach(251, 200));
+    read(&mut stream, 250, 250, |_| ReadShowed::OtherBytes);
+    assert!(stream.may_reach(251, 200), "what was read of it is waited for; then it makes room for another stream");
+}
+
+#[test]
 fn old_positions_are_remembered_sparsely() {
     let mut stream: Stream<Batch> = Stream::known(Position::zero(), Position::zero());
     for offset in 1..=100_000 {

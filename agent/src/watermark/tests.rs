@@ -116,7 +116,7 @@ fn a_stream_is_lost_when_no_file_was_found_for_it_for_long() {
     let minute = Duration::from_secs(60);
     let waiting = [1, 2].map(|n| StreamOffset { stream: StreamId(n), offset: 10 });
     let mut vanished = Vanished::default();
-    let one_is_there = |stream: StreamId| stream == StreamId(1);
+    let one_is_there = |one: &StreamOffset| one.stream == StreamId(1);
     assert_eq!(vanished.look(now, minute, &waiting, one_is_there), []);
     assert_eq!(vanished.look(now + minute, minute, &waiting, one_is_there), [StreamId(2)]);
     assert_eq!(vanished.look(now + minute, minute, &waiting, |_| true), [], "it was found");

@@ -179,6 +179,32 @@ async fn a_run_that_ships_once_declares_lost_what_a_run_before_had_named_and_is_
     }
 }
 
+/// As of a machine that lost its power: its file system brings the file back without what was not written to the disk yet.
+#[tokio::test]
+async fn a_file_that_was_cut_off_below_what_a_run_before_had_named_is_declared_lost_from_there_on() {
+    let scene = Scene::new(1).await;
+    scene.edges[0].forward(false);
+    append(&scene.log("a.log"), &lines(0..100));
+    let agent = scene.start();
+    let named = || scene.edges[0].reports().into_iter().map(|(report, _)| report.required).find(|all| !all.is_empty());
+    wait_for(|| named().is_some(), || "nothing is named".into()).await;
+    agent.kill().await;
+    let named = named().expect("named");
+    scene.edges[0].lose_spool();
+    scene.edges[0].forward(true);
+    scene.edges[0].awaits(named.clone());
+    let file = std::fs::OpenOptions::new().write(true).open(scene.log("a.log")).expect("opens");
+    let kept: usize = lines(0..50).iter().map(|line| line.len() + 1).sum();
+    file.set_len(kept as u64).expect("cut off");
+    for (more, lost) in [(0..0, vec![named[0].stream]), (50..100, Vec::new())] {
+        append(&scene.log("a.log"), &lines(more));
+        scene.once().await.expect("all is shipped");
+        let (last, committed) = scene.edges[0].reports().pop().expect("a report");
+        assert_eq!(committed.get(&named[0].stream), Some(&file.metadata().expect("there").len()));
+        assert!(last.last && last.lost == lost, "{last:?}");
+    }
+}
+
 #[tokio::test]
 async fn what_is_stored_and_whose_file_is_gone_is_not_declared_lost_where_it_is_still_waited_for() {
     let scene = Scene::new(1).await;

@@ -597,11 +597,15 @@ impl Agent {
         });
         // All of it is committed.
         let claim = if self.parting.is_some() { Some((now_ms, Vec::new())) } else { reached };
-        let has = |stream: StreamId| committed.contains_key(&stream);
+        let may_reach = |named: &Named, tail: &Tail, offset| named.stream.may_reach(offset, tail.file.facts().size);
+        let has = |one: &StreamOffset| {
+            let mut named = self.tails.values().filter_map(|tail| Some((tail.named.as_ref()?, tail)));
+            named.any(|(named, tail)| named.stream_id == one.stream && may_reach(named, tail, one.offset))
+        };
         let waiting_for = self.reporter.waiting_for();
         // Nobody looks for longer than a run that ends.
         let lost = if self.parting.is_some() {
-            waiting_for.iter().map(|one| one.stream).filter(|stream| !has(*stream)).collect()
+            waiting_for.iter().filter(|one| !has(one)).map(|one| one.stream).collect()
         } else {
             self.vanished.look(at, LOST_AFTER, waiting_for, has)
         };
