@@ -168,6 +168,14 @@ impl Default for ClusterOptions {
     }
 }
 
+impl ClusterOptions {
+    /// The programs' own settings in place of the short ones for tests, and buckets of an hour; everything lies in `folder`.
+    #[must_use]
+    pub fn as_shipped(folder: &Path) -> Self {
+        Self { tables: Some(String::new()), bucket: "1h".into(), folder: Some(folder.into()), ..Self::default() }
+    }
+}
+
 #[derive(Debug)]
 struct Node {
     port: u16,
@@ -552,8 +560,15 @@ impl Cluster {
     /// # Errors
     /// There is no such process in this tree.
     pub fn url(&self, role: Role, path: &str) -> Result<String> {
-        let node = self.nodes.get(&role).with_context(|| format!("this tree has no {role}"))?;
-        Ok(format!("http://127.0.0.1:{}{path}", node.port))
+        Ok(format!("http://127.0.0.1:{}{path}", self.port(role)?))
+    }
+
+    /// The port of a process' own HTTP server.
+    ///
+    /// # Errors
+    /// There is no such process in this tree.
+    pub fn port(&self, role: Role) -> Result<u16> {
+        Ok(self.nodes.get(&role).with_context(|| format!("this tree has no {role}"))?.port)
     }
 
     /// What a process says of itself, as JSON.

@@ -50,10 +50,16 @@ impl Bare {
         self.cpu.as_secs_f64() / self.raw as f64
     }
 
-    /// Seconds per byte.
+    /// A CPU time for `raw` bytes, in that of the compressor for as many.
     #[must_use]
-    pub fn wall_per_byte(&self) -> f64 {
-        self.wall.as_secs_f64() / self.raw as f64
+    pub fn in_its_cpu(&self, cpu: Duration, raw: u64) -> f64 {
+        cpu.as_secs_f64() / raw as f64 / self.cpu_per_byte()
+    }
+
+    /// A time that passed for `raw` bytes, in that of the compressor for as many.
+    #[must_use]
+    pub fn in_its_time(&self, time: Duration, raw: u64) -> f64 {
+        time.as_secs_f64() / raw as f64 / (self.wall.as_secs_f64() / self.raw as f64)
     }
 }
 
@@ -103,12 +109,11 @@ impl Compressing {
         Ok(Self { log: log.into(), input, compressor, chunk: Vec::new(), compressed })
     }
 
-    /// Compresses the log's next `bytes` bytes, or those up to its end, out of memory, in pieces as large as the agent's batches. `done` is
-    /// told after each.
+    /// Compresses the log's next `bytes` bytes, or those up to its end, out of memory, in pieces as large as the agent's batches.
     ///
     /// # Errors
     /// The log can't be read.
-    pub fn next(&mut self, bytes: u64, done: impl Fn()) -> Result<Bare> {
+    pub fn next(&mut self, bytes: u64) -> Result<Bare> {
         self.chunk.clear();
         let input = (&self.input).take(bytes);
         { input }.read_to_end(&mut self.chunk).with_context(|| format!("reading {}", self.log.display()))?;
@@ -117,26 +122,9 @@ impl Compressing {
             let length = self.compressor.gzip_compress(piece, &mut self.compressed);
             bare.compressed += length.map_err(|error| anyhow!("compressing: {error}"))? as u64;
             bare.raw += piece.len() as u64;
-            done();
         }
         Ok(Bare { cpu: thread_cpu() - cpu, wall: begun.elapsed(), ..bare })
     }
-}
-
-/// Compresses the first `most` bytes of a log with nothing else to do.
-///
-/// # Errors
-/// The log can't be read.
-pub fn compress(log: &Path, most: u64) -> Result<Bare> {
-    let (mut compressing, mut bare) = (Compressing::open(log)?, Bare::default());
-    while bare.raw < most {
-        let part = compressing.next(CHUNK.min(most - bare.raw), || ())?;
-        if part.raw == 0 {
-            break;
-        }
-        bare = bare.and(part);
-    }
-    Ok(bare)
 }
 
 /// The time that this thread has had on a processor.

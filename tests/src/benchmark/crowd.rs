@@ -52,12 +52,7 @@ pub struct Crowded {
 /// A process fails.
 pub async fn measure(parent: &Path, crowd: Crowd) -> Result<Crowded> {
     let folder = tempfile::Builder::new().prefix("crowd-").tempdir_in(parent)?;
-    let mut cluster = Cluster::prepare(ClusterOptions {
-        tables: Some(String::new()),
-        bucket: "1h".into(),
-        folder: Some(folder.path().into()),
-        ..ClusterOptions::default()
-    })?;
+    let mut cluster = Cluster::prepare(ClusterOptions::as_shipped(folder.path()))?;
     let outcome = run(&mut cluster, crowd).await;
     cluster.explain(outcome)
 }

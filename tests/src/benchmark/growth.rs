@@ -64,12 +64,7 @@ async fn many_streams(parent: &Path, count: u64) -> Result<(Usage, Usage, u64)> 
     const RAW_BYTES: usize = 2048;
     const AGENTS: u64 = 100;
     let folder = tempfile::Builder::new().prefix("streams-").tempdir_in(parent)?;
-    let mut cluster = Cluster::prepare(ClusterOptions {
-        tables: Some(String::new()),
-        bucket: "1h".into(),
-        folder: Some(folder.path().into()),
-        ..ClusterOptions::default()
-    })?;
+    let mut cluster = Cluster::prepare(ClusterOptions::as_shipped(folder.path()))?;
     let outcome = async {
         let (edge, root) = (Role::Edge(0), Role::Root(0));
         for role in [root, edge] {

@@ -39,13 +39,7 @@ pub struct Latency {
 /// A process fails.
 pub async fn measure(parent: &Path, sink: Sink, rate: u64, time: Duration) -> Result<Latency> {
     let folder = tempfile::Builder::new().prefix("latency-").tempdir_in(parent)?;
-    let mut cluster = Cluster::prepare(ClusterOptions {
-        tables: Some(String::new()),
-        bucket: "1h".into(),
-        sink,
-        folder: Some(folder.path().into()),
-        ..ClusterOptions::default()
-    })?;
+    let mut cluster = Cluster::prepare(ClusterOptions { sink, ..ClusterOptions::as_shipped(folder.path()) })?;
     let outcome = run(&mut cluster, rate, time).await;
     cluster.explain(outcome)
 }

@@ -3,7 +3,7 @@
 //!
 //! Nothing here decides whether a test passes.
 
-pub mod beside;
+pub mod alone;
 pub mod compressor;
 pub mod corpora;
 pub mod crowd;
@@ -15,7 +15,9 @@ pub mod plots;
 pub mod receiver;
 pub mod roots;
 pub mod senders;
+pub mod taker;
 pub mod tiers;
+pub mod turns;
 
 use std::fs;
 use std::path::PathBuf;
@@ -23,11 +25,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use self::beside::{Beside, Used};
-use self::compressor::{BATCH_BYTES, Bare, compress, write_log};
+use self::compressor::{BATCH_BYTES, Bare, write_log};
 use self::crowd::Crowd;
 use self::figures::{Goal, Section, gib, mib, quantile, rounded, table};
-use self::path::{PathOptions, Shipped, ship, ship_beside};
+use self::path::{PathOptions, Shipped, ship};
 use self::tiers::Tiers;
 use crate::cluster::Sink;
 use crate::hdfs::{HdfsOptions, MiniHdfs};
@@ -42,28 +43,6 @@ const PEERS_LEAST_CPU: f64 = 27.5;
 /// faster and slower minutes. What counts is the median of the ratios.
 const AGENT_ROUNDS: usize = 5;
 const TIER_ROUNDS: usize = 5;
-
-/// An agent in turn with the compressor.
-#[derive(Clone, Copy, Debug)]
-struct AgentRound {
-    /// The compressor with the machine to itself, before and after.
-    alone: Bare,
-    /// The compressor beside an edge and a root, in turn with the agent.
-    beside: Used,
-    shipped: Shipped,
-}
-
-impl AgentRound {
-    /// The agent's CPU time in that of a compressor.
-    fn cpu(&self, bare: &Bare) -> f64 {
-        self.shipped.agent.cpu.as_secs_f64() / self.shipped.raw as f64 / bare.cpu_per_byte()
-    }
-
-    /// What counts: beside the compressor that was measured in turn with it.
-    fn ratio(&self) -> f64 {
-        self.cpu(&self.beside.compressor)
-    }
-}
 
 /// Where and how much is measured.
 #[derive(Clone, Debug)]
@@ -88,81 +67,67 @@ impl Bench {
         Ok(path)
     }
 
-    /// An agent in turn with the compressor, several times, the cheapest for its compressor first.
-    async fn agent_rounds(&self) -> Result<Vec<AgentRound>> {
-        let log = self.log()?;
-        let part = self.log_bytes / 4;
-        let made = senders::make(1, (self.log_bytes / BATCH_BYTES as u64).max(1) as usize, BATCH_BYTES)?.remove(0);
-        let mut rounds = Vec::new();
-        for _ in 0..AGENT_ROUNDS {
-            let before = compress(&log, part)?;
-            let mut beside = Beside::start(&log, &self.parent, made.clone()).await?;
-            let shipped = ship_beside(&log, &self.parent, &mut beside).await?;
-            rounds.push(AgentRound { alone: before.and(compress(&log, part)?), beside: beside.stop().await?, shipped });
-        }
-        rounds.sort_by(|one, other| one.ratio().total_cmp(&other.ratio()));
-        Ok(rounds)
-    }
-
     /// An agent beside the bare compressor, and the whole way to a local directory.
     ///
     /// # Errors
     /// A process fails.
     pub async fn path(&self) -> Result<Vec<Section>> {
-        let rounds = self.agent_rounds().await?;
         let log = self.log()?;
-        let one = ship(&log, &self.parent, &PathOptions::default()).await?;
+        let (mut alone, mut shipped) = (Vec::new(), Vec::new());
+        for _ in 0..AGENT_ROUNDS {
+            alone.push(alone::measure(&log, &self.parent).await?);
+            shipped.push(path::ship_in_turn(&log, &self.parent).await?);
+        }
+        alone.sort_by(|one, other| one.cpu().total_cmp(&other.cpu()));
+        let median = alone[alone.len() / 2];
+        let cpu = |(shipped, bare): &(Shipped, Bare)| bare.in_its_cpu(shipped.agent.cpu, shipped.raw);
+        shipped.sort_by(|one, other| cpu(one).total_cmp(&cpu(other)));
+        let (one, beside) = shipped[shipped.len() / 2];
         let two = ship(&log, &self.parent, &PathOptions { threads: 2, ..PathOptions::default() }).await?;
-        let median = rounds[rounds.len() / 2];
-        let AgentRound { alone, beside: Used { compressor: beside, others }, shipped } = median;
-        let mut against_alone: Vec<f64> = rounds.iter().map(|round| round.cpu(&round.alone)).collect();
-        let against_alone = quantile(&mut against_alone, 0.5);
 
         let mut agent = Section::new(
             "Agent",
             format!(
-                "{} MiB of access log, {} bytes a line, shipped by an agent with its defaults to an edge and a root on the same cores; \
-                 the time of every line is read. The baseline is the agent's compressor (libdeflate, level 1) over the same bytes in \
-                 memory, in pieces of {} MiB, with the machine to itself, before and after. Since on two cores each takes longer when the \
-                 other is busy, it is also measured in turn with the agent, half a second each, beside an edge and a root that are sent \
-                 as many batches meanwhile. {AGENT_ROUNDS} rounds; where nothing else is said, the figures are of the one with the median \
-                 of the ratios measured in turn.",
-                rounded(mib(shipped.raw)),
+                "{} MiB of access log, {} bytes a line, given to an agent with its defaults; the time of every line is read. The \
+                 baseline is the agent's compressor (libdeflate, level 1) over the same bytes in memory, in pieces of {} MiB. Both have \
+                 the machine to themselves: the edge to which the agent sends only says that it has everything, and agent and compressor \
+                 work in turn, two seconds each. {AGENT_ROUNDS} rounds; where nothing else is said, the figures are of the one with the \
+                 median of the ratios.",
+                rounded(mib(median.raw)),
                 210,
                 BATCH_BYTES >> 20,
             ),
         );
-        agent.tell("the compressor, in turn with the agent", mib(1) / beside.cpu_per_byte(), "MiB per CPU second");
-        agent.tell("… with the machine to itself", mib(1) / alone.cpu_per_byte(), "MiB per CPU second");
-        agent.tell("edge and root beside the compressor", others.as_secs_f64() / gib(beside.raw), "CPU s per GiB");
-        let beside_agent = (shipped.edge.cpu + shipped.root.cpu).as_secs_f64() / gib(shipped.raw);
-        agent.tell("edge and root beside the agent", beside_agent, "CPU s per GiB");
-        agent.tell("agent, CPU seconds per GiB", shipped.agent.cpu.as_secs_f64() / gib(shipped.raw), "s");
-        agent.judge(
-            "agent's CPU, as a median of all rounds, beside a compressor with the machine to itself",
-            against_alone,
-            "× the compressor's",
-            Goal::AtMost(1.15),
+        agent.tell("the compressor", mib(1) / median.compressor.cpu_per_byte(), "MiB per CPU second");
+        agent.tell("agent, CPU seconds per GiB", median.agent.cpu.as_secs_f64() / gib(median.raw), "s");
+        agent.judge("agent's CPU", median.cpu(), "× the compressor's", Goal::AtMost(1.15));
+        agent.tell("… in the best and", alone[0].cpu(), "×");
+        agent.tell("… in the worst round", alone[alone.len() - 1].cpu(), "×");
+        agent.tell(
+            "… on the whole way below, beside a real edge and a root on the same cores",
+            cpu(&(one, beside)),
+            "×",
         );
-        agent.tell("… beside one that has as busy neighbours, measured in turn", median.ratio(), "×");
-        agent.tell("… in the best and", rounds[0].ratio(), "×");
-        agent.tell("… in the worst round", rounds[rounds.len() - 1].ratio(), "×");
-        let wall = shipped.durable.as_secs_f64() / shipped.raw as f64;
         agent.judge(
-            "wall time until the edge has all but the last, unfinished batch, one compressing thread, edge and root beside it",
-            wall / alone.wall_per_byte(),
+            "wall time until all but the last, unfinished batch is taken, one compressing thread",
+            median.wall(),
             "× the compressor's",
             Goal::AtMost(1.2),
         );
-        agent.tell("… beside a compressor that has as busy neighbours", wall / beside.wall_per_byte(), "×");
-        agent.tell("speed with two compressing threads", two.agent_speed() / one.agent_speed(), "× with one");
+        agent.tell("… on the whole way, until the edge has it on disk", beside.in_its_time(one.durable, one.raw), "×");
+        agent.tell(
+            "speed on the whole way with two compressing threads",
+            two.agent_speed() / one.agent_speed(),
+            "× with one",
+        );
         agent.tell("wire", one.wire as f64 / one.raw as f64, "bytes per byte of log");
         agent.judge("peak memory of the agent", mib(one.agent.peak_bytes), "MiB", Goal::AtMost(48.0));
 
         let mut whole = Section::new(
             "The whole way: agent, edge, root, `file://`",
             format!(
-                "{} MiB of the same lines. The goals are three times the fastest and a fifth of the cheapest of the peers below.",
+                "{} MiB of the same lines; with one compressing thread in turn with the compressor, too. The goals are three times the \
+                 fastest and a fifth of the cheapest of the peers below.",
                 rounded(mib(one.raw))
             ),
         );

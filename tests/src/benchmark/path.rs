@@ -6,20 +6,20 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use rustix::process::Signal;
+use tempfile::TempDir;
 
-use super::beside::Beside;
-use super::compressor::BATCH_BYTES;
+use super::compressor::{BATCH_BYTES, Bare};
 use super::figures::mib;
+use super::turns::Turns;
 use crate::cluster::{Cluster, ClusterOptions, Role, Sink};
 use crate::usage::Usage;
 use crate::wait::until;
 
 /// Only turns a hang into a failure.
-const LIMIT: Duration = Duration::from_secs(3600);
+pub(super) const LIMIT: Duration = Duration::from_secs(3600);
 
-/// How long an agent works between questions.
-const TURN: Duration = Duration::from_millis(500);
+/// The time between questions to the agent while it is far from the end.
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// What a run is like.
 #[derive(Clone, Debug)]
@@ -80,30 +80,16 @@ impl Shipped {
     }
 }
 
-/// Ships the log at `log`, with everything at its defaults but for `options`. Works in a new folder below `parent`; the log may be on
-/// another file system.
-///
-/// # Errors
-/// A process fails.
-pub async fn ship(log: &Path, parent: &Path, options: &PathOptions) -> Result<Shipped> {
-    ship_in_turn(log, parent, options, None).await
+/// A tree that isn't started, and a log that its agent will find.
+pub(super) struct Laid {
+    pub(super) cluster: Cluster,
+    /// Bytes of the log.
+    pub(super) raw: u64,
+    _folders: [TempDir; 2],
 }
 
-/// The same with the defaults, in turn with the compressor: after each half of a second the agent is stopped, and it compresses a piece.
-/// No time passes for the agent meanwhile.
-///
-/// # Errors
-/// A process fails.
-pub async fn ship_beside(log: &Path, parent: &Path, beside: &mut Beside) -> Result<Shipped> {
-    ship_in_turn(log, parent, &PathOptions::default(), Some(beside)).await
-}
-
-async fn ship_in_turn(
-    log: &Path,
-    parent: &Path,
-    options: &PathOptions,
-    beside: Option<&mut Beside>,
-) -> Result<Shipped> {
+/// Lays the log at `log` before an agent. Everything else lies in a new folder below `parent`; the log may be on another file system.
+pub(super) fn lay(log: &Path, parent: &Path, options: &PathOptions) -> Result<Laid> {
     let folder = tempfile::Builder::new().prefix("run-").tempdir_in(parent).context("making a directory")?;
     let mut agent_lines = String::new();
     if let Some(rate) = options.bytes_per_second {
@@ -113,13 +99,10 @@ async fn ship_in_turn(
     if let Some(bytes) = options.batch_bytes {
         agent_lines += &format!("[batch]\nmax_bytes = \"{bytes} B\"\n");
     }
-    let mut cluster = Cluster::prepare(ClusterOptions {
-        tables: Some(String::new()),
-        bucket: "1h".into(),
+    let cluster = Cluster::prepare(ClusterOptions {
         sink: options.sink.clone(),
-        folder: Some(folder.path().into()),
         agent_lines,
-        ..ClusterOptions::default()
+        ..ClusterOptions::as_shipped(folder.path())
     })?;
     // A name of its own for each run, beside the log: a link to a file can't leave its file system.
     let next_to_it = log.parent().context("a log lies in a folder")?;
@@ -128,9 +111,34 @@ async fn ship_in_turn(
     fs::hard_link(log, &linked).with_context(|| format!("linking {}", linked.display()))?;
     fs::remove_dir(cluster.log_dir(0))?;
     std::os::unix::fs::symlink(logs.path(), cluster.log_dir(0))?;
-    let raw = read_once(log)?;
-    let outcome = run(&mut cluster, raw, options.batch_bytes.unwrap_or(BATCH_BYTES as u64), beside).await;
-    cluster.explain(outcome)
+    Ok(Laid { cluster, raw: read_once(log)?, _folders: [folder, logs] })
+}
+
+/// Ships the log at `log`, with everything at its defaults but for `options`. Works in a new folder below `parent`; the log may be on
+/// another file system.
+///
+/// # Errors
+/// A process fails.
+pub async fn ship(log: &Path, parent: &Path, options: &PathOptions) -> Result<Shipped> {
+    let mut laid = lay(log, parent, options)?;
+    let outcome = run(&mut laid, options.batch_bytes.unwrap_or(BATCH_BYTES as u64), None).await;
+    laid.cluster.explain(outcome)
+}
+
+/// The same with the defaults, in turn with the compressor, which has the machine to itself meanwhile.
+///
+/// # Errors
+/// A process fails.
+pub async fn ship_in_turn(log: &Path, parent: &Path) -> Result<(Shipped, Bare)> {
+    let mut laid = lay(log, parent, &PathOptions::default())?;
+    let mut turns = Turns::open(log)?;
+    let outcome = run(&mut laid, BATCH_BYTES as u64, Some(&mut turns)).await;
+    Ok((laid.cluster.explain(outcome)?, turns.used()))
+}
+
+/// Whether so little of a log is left that no turn of the compressor may follow.
+pub(super) fn is_nearly(raw: u64, done: u64) -> bool {
+    done >= raw / 10 * 9
 }
 
 /// Reads a log, and returns its length. One that is being written is in the page cache when an agent reads it; one that was written a
@@ -147,8 +155,9 @@ fn read_once(log: &Path) -> Result<u64> {
     }
 }
 
-async fn run(cluster: &mut Cluster, raw: u64, batch_bytes: u64, mut beside: Option<&mut Beside>) -> Result<Shipped> {
+async fn run(laid: &mut Laid, batch_bytes: u64, mut turns: Option<&mut Turns>) -> Result<Shipped> {
     const ROLES: [Role; 3] = [Role::Root(0), Role::Edge(0), Role::Agent(0)];
+    let (cluster, raw) = (&mut laid.cluster, laid.raw);
     for role in &ROLES[..2] {
         cluster.start_node(*role)?;
         cluster.wait_until_ready(*role).await?;
@@ -157,34 +166,30 @@ async fn run(cluster: &mut Cluster, raw: u64, batch_bytes: u64, mut beside: Opti
     cluster.start_node(Role::Agent(0))?;
     cluster.wait_until_ready(Role::Agent(0)).await?;
     let full = raw.saturating_sub(batch_bytes);
-    let mut stopped = Duration::ZERO;
     until("the edge to have all full batches", LIMIT, async || {
         let status = cluster.status(Role::Agent(0)).await?;
         let files = status["files"].as_array().context("a status without files")?;
         let next: u64 = files.iter().filter_map(|file| file["next"].as_u64()).sum();
-        if next < raw / 10 * 9 {
+        if !is_nearly(raw, next) {
             // Asking costs the agent, too.
-            tokio::time::sleep(TURN).await;
-            if let Some(beside) = &mut beside {
-                let begun = Instant::now();
-                cluster.signal(Role::Agent(0), Signal::STOP)?;
-                beside.run_piece().await?;
-                cluster.signal(Role::Agent(0), Signal::CONT)?;
-                stopped += begun.elapsed();
+            match &mut turns {
+                Some(turns) => turns.take(cluster, &ROLES).await?,
+                None => tokio::time::sleep(PAUSE).await,
             }
         }
         ensure!(next >= full, "it has {next} of {full} bytes");
         Ok(Some(()))
     })
     .await?;
-    let durable = begun.elapsed() - stopped;
+    let worked = || begun.elapsed() - turns.as_ref().map_or(Duration::ZERO, |turns| turns.paused());
+    let durable = worked();
     until("all to be committed", LIMIT, async || {
         let committed = cluster.agent_committed(0).await?;
         ensure!(committed >= raw, "{committed} of {raw} bytes are");
         Ok(Some(()))
     })
     .await?;
-    let elapsed = begun.elapsed() - stopped;
+    let elapsed = worked();
     let usage = |role: Role| Usage::of(cluster.pid(role)?);
     let (root, edge, agent) = (usage(Role::Root(0))?, usage(Role::Edge(0))?, usage(Role::Agent(0))?);
     let wire = cluster.metric(Role::Edge(0), "tributary_aggregator_received_bytes_total").await? as u64;

@@ -16,14 +16,7 @@ use crate::usage::Usage;
 
 fn options(parent: &Path, sink: Sink, roll_size: &str) -> Result<(tempfile::TempDir, ClusterOptions)> {
     let folder = tempfile::Builder::new().prefix("roots-").tempdir_in(parent)?;
-    let options = ClusterOptions {
-        tables: Some(String::new()),
-        bucket: "1h".into(),
-        roll_size: roll_size.into(),
-        sink,
-        folder: Some(folder.path().into()),
-        ..ClusterOptions::default()
-    };
+    let options = ClusterOptions { roll_size: roll_size.into(), sink, ..ClusterOptions::as_shipped(folder.path()) };
     Ok((folder, options))
 }
 

@@ -73,13 +73,7 @@ pub async fn baseline(parent: &Path, streams: Vec<Made>) -> Result<Usage> {
 
 async fn tree(parent: &Path, mids: usize, streams: Vec<Made>, to: Role) -> Result<(Usage, Usage, Usage)> {
     let folder = tempfile::Builder::new().prefix("tiers-").tempdir_in(parent)?;
-    let mut cluster = Cluster::prepare(ClusterOptions {
-        mids,
-        tables: Some(String::new()),
-        bucket: "1h".into(),
-        folder: Some(folder.path().into()),
-        ..ClusterOptions::default()
-    })?;
+    let mut cluster = Cluster::prepare(ClusterOptions { mids, ..ClusterOptions::as_shipped(folder.path()) })?;
     let outcome = run(&mut cluster, streams, to).await;
     cluster.explain(outcome)
 }

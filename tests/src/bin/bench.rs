@@ -23,7 +23,7 @@ struct Arguments {
     /// The size of the log that is shipped.
     #[arg(long, global = true, default_value = "4GiB", value_parser = parse_size)]
     size: u64,
-    /// Work in this directory; default: target/bench. The logs that are shipped lie in memory (/dev/shm), where they find room.
+    /// Work in this directory; default: target/bench. The logs that are shipped lie there, too.
     #[arg(long, global = true, value_name = "DIR")]
     dir: Option<PathBuf>,
 }
