@@ -159,9 +159,9 @@ pub struct Stream<B> {
     probing: bool,
     /// Whether what upstream holds beyond `committed` was last found to be other bytes than the file has.
     contested: bool,
-    /// Whether something was committed that the file was found to have, since this was begun from a checkpoint. Before that, the owner may
-    /// have, or may be about to get from another aggregator, what the file had when it was another one. Of a new stream nobody has.
-    vouched: bool,
+    /// Up to here aggregators may hold, and the owner may be about to get, what was sent when the file had other bytes: by a run before, or
+    /// by this one before the stream went back.
+    doubtful_to: u64,
     /// Told to be committed, and not yet compared with the file.
     told_committed: Option<Position>,
 }
@@ -171,7 +171,7 @@ impl<B> Stream<B> {
     /// begins at `base`.
     #[must_use]
     pub fn unknown(base: Position) -> Self {
-        Self { phase: Phase::Asking, vouched: true, ..Self::known(base, base) }
+        Self { phase: Phase::Asking, doubtful_to: 0, ..Self::known(base, base) }
     }
 
     /// A stream with a checkpoint.
@@ -189,7 +189,7 @@ impl<B> Stream<B> {
             generation: 0,
             probing: false,
             contested: false,
-            vouched: false,
+            doubtful_to: u64::MAX,
             told_committed: None,
         }
     }
@@ -273,15 +273,21 @@ impl<B> Stream<B> {
         matches!(self.phase, Phase::Asking)
     }
 
-    /// Whether the file is being read on, and nothing is in doubt: what is found to be committed up to some place will be what
-    /// was read up to there.
+    /// Whether the file is being read on.
     #[must_use]
     pub fn is_following(&self) -> bool {
-        matches!(self.phase, Phase::Following) && !self.is_contested() && !self.is_unvouched()
+        matches!(self.phase, Phase::Following)
+    }
+
+    /// How far it can be promised what will be stored: what was read up to there, and nothing in its place. Where others may hold what the
+    /// file had before, that is what is committed, and was compared with the file.
+    #[must_use]
+    pub fn promised(&self) -> Position {
+        if self.committed.offset < self.doubtful_to { self.committed } else { self.read }
     }
 
     /// Whether a file that is `size` bytes long now may still bring the stream as far as `offset`. Not one that was cut off below that
-    /// and is being followed from a place before the cut: what was read there once is nowhere any more.
+    /// and is being followed from a place before the cut: of what was read there once it has nothing any more.
     #[must_use]
     pub fn may_reach(&self, offset: u64, size: u64) -> bool {
         offset <= size.max(self.read.offset) || !self.is_following()
@@ -289,10 +295,6 @@ impl<B> Stream<B> {
 
     fn is_contested(&self) -> bool {
         self.contested && self.read.offset > self.committed.offset
-    }
-
-    fn is_unvouched(&self) -> bool {
-        !self.vouched && self.read.offset > self.committed.offset
     }
 
     /// Whether upstream doesn't take what comes, so that it is tried with one piece at a time.
@@ -308,7 +310,6 @@ impl<B> Stream<B> {
             Phase::Asking => "asking upstream what it has",
             Phase::Following if self.is_contested() => "upstream holds other bytes of it, until its owner decides",
             Phase::Following if self.probing => "upstream can't take it now",
-            Phase::Following if self.is_unvouched() => "following; waiting until the first of it is committed",
             Phase::Following => "following",
             Phase::Checking { .. } => "comparing the file with what upstream has",
             Phase::Draining => "the file was replaced; sending what was read of it",
@@ -655,7 +656,6 @@ impl<B> Stream<B> {
     fn commit(&mut self, to: Position, notes: &mut Vec<Note>) {
         notes.push(Note::Committed(to.offset - self.committed.offset));
         self.committed = to;
-        self.vouched = true;
         let above = self.ends.split_off(&(to.offset + 1));
         for (offset, tail) in std::mem::replace(&mut self.ends, above) {
             self.remember(Position { offset, tail });
@@ -706,10 +706,14 @@ impl<B> Stream<B> {
     fn contested(&mut self, notes: &mut Vec<Note>) {
         notes.push(Note::Wait("upstream holds other bytes of the stream than the file has".to_owned()));
         self.contested = true;
+        self.doubtful_to = u64::MAX;
         self.hold();
     }
 
     fn restart_at(&mut self, at: Position) {
+        if at.offset < self.read.offset {
+            self.doubtful_to = self.doubtful_to.max(self.read.offset);
+        }
         self.drop_queue();
         self.ends.split_off(&(at.offset + 1));
         self.read = at;

@@ -28,6 +28,9 @@ const APART_MS: i64 = 900_000;
 const MAX_ROUNDS: usize = 200;
 const MAX_TARGETS: usize = 100_000;
 
+/// As many reports as an owner that is there may not have heard yet.
+const MAX_UNHEARD: u64 = 16;
+
 /// A file that a round waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Target {
@@ -146,16 +149,20 @@ pub struct Vanished {
 }
 
 impl Vanished {
-    /// Returns the streams that are waited for upstream and were not to be found for `patience`. `has`: whether there is a file
-    /// that has what is waited for, or may be.
+    /// Returns the streams that are waited for upstream and were not to be found for `patience`, in which the lane's owner has heard of
+    /// this run: while it hears nothing it gets nothing, either. `has`: whether there is a file that has what is waited for, or may be.
     pub fn look(
         &mut self,
         now: Instant,
         patience: Duration,
-        waiting_for: &[StreamOffset],
+        reporter: &Reporter,
         has: impl Fn(&StreamOffset) -> bool,
     ) -> Vec<StreamId> {
-        let missing: Vec<StreamId> = waiting_for.iter().filter(|one| !has(one)).map(|one| one.stream).collect();
+        if !reporter.is_listened_to() {
+            self.since.clear();
+        }
+        let missing: Vec<StreamId> =
+            reporter.waiting_for().iter().filter(|one| !has(one)).map(|one| one.stream).collect();
         self.since.retain(|stream, _| missing.contains(stream));
         let mut lost = Vec::new();
         for stream in missing {
@@ -256,6 +263,12 @@ impl Reporter {
     #[must_use]
     pub fn is_heard(&self, number: u64) -> bool {
         self.heard >= number
+    }
+
+    /// Whether the lane's owner has heard one of the last reports. Of each tier in between one may be on its way.
+    #[must_use]
+    pub fn is_listened_to(&self) -> bool {
+        self.number <= self.heard + MAX_UNHEARD
     }
 
     /// The number of the last report.

@@ -10,7 +10,6 @@ use tributary_common::report::{Report, ReportAnswers, Reports, RunId, StreamOffs
 
 use super::{Engine, Event, RunError, Tail, now_ms};
 use crate::ship::ShipError;
-use crate::stream::Want;
 use crate::tally::Tally;
 use crate::watermark::{Facts, Reach, Reporter, Target, Vanished, Watermark};
 use crate::worker::TailId;
@@ -189,15 +188,24 @@ impl Engine {
         match &tail.named {
             None if tail.pace.size() == 0 || target.size == 0 || rested => Reach::Read,
             None => behind(&tail.path, "its first line is not complete"),
-            Some(named)
-                if !matches!(named.stream.want(), Want::Read(_) | Want::Send) || !named.stream.is_following() =>
-            {
+            Some(named) if !named.stream.is_following() => {
                 behind(&tail.path, named.stream.stopped().unwrap_or_else(|| named.stream.state()))
             }
-            // What was cut off the file meanwhile can't be read any more.
-            Some(named) if named.stream.read().offset >= target.size.min(size_now(tail)) => Reach::Read,
-            Some(named) if rested && tail.pace.is_stuck_at(named.stream.read().offset) => Reach::Read,
-            Some(_) => behind(&tail.path, "it is being read"),
+            Some(named) => {
+                let (promised, read) = (named.stream.promised().offset, named.stream.read().offset);
+                // What was cut off the file meanwhile can't be read any more.
+                let present = size_now(tail);
+                let size = target.size.min(present);
+                if read > present {
+                    behind(&tail.path, "it was cut off")
+                } else if promised >= size || (rested && promised == read && tail.pace.is_stuck_at(read)) {
+                    Reach::Read
+                } else if read >= size {
+                    behind(&tail.path, "it is read, and not committed; others may hold what it had before")
+                } else {
+                    behind(&tail.path, "it is being read")
+                }
+            }
         }
     }
 
@@ -216,7 +224,7 @@ impl Engine {
                 |id, target, began| self.reach(id, target, began, now),
                 || {
                     let named = self.tails.values().filter(is_of_it).filter_map(|tail| tail.named.as_ref());
-                    named.map(|named| (named.stream_id, named.stream.read().offset)).collect()
+                    named.map(|named| (named.stream_id, named.stream.promised().offset)).collect()
                 },
             );
             let after = of.watermark.reached().map(|(watermark_ms, _)| watermark_ms);
@@ -293,7 +301,7 @@ impl Engine {
             let mut lost = if is_parting {
                 self.never_found(of.reporter.waiting_for())
             } else {
-                of.vanished.look(now, LOST_AFTER, of.reporter.waiting_for(), may_have)
+                of.vanished.look(now, LOST_AFTER, &of.reporter, may_have)
             };
             lost.extend(given_up.keys().copied());
             let facts = Facts { claim, lost, last: is_parting, held_by: of.watermark.held_by().to_owned() };

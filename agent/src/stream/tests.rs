@@ -1,7 +1,7 @@
 //! A file that is written, emptied and restored, two edges that lose what they hold, a root, and requests that get lost:
 //! whatever the order, the root has each line once in the end.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use proptest::prelude::*;
 use tributary_common::ids::StreamId;
@@ -248,6 +248,12 @@ struct World {
     /// Lines that may be missing, since the file lost them; and that may be there twice.
     may_miss: Vec<u32>,
     may_double: Vec<u32>,
+    /// Which stream was promised to bring all that the file had, and what that was; as long as it is not committed so far.
+    promises: Vec<(u128, Vec<u8>)>,
+    /// Lines that were not there when such a promise counted as kept: they must have been lost.
+    must_miss: Vec<u32>,
+    /// Whether the database was lost that said that the present stream isn't new.
+    has_forgotten: bool,
 }
 
 fn numbers(bytes: &[u8]) -> Vec<u32> {
@@ -271,6 +277,9 @@ impl World {
             checkpoint: (zero, zero, Vec::new()),
             may_miss: Vec::new(),
             may_double: Vec::new(),
+            promises: Vec::new(),
+            must_miss: Vec::new(),
+            has_forgotten: false,
         }
     }
 
@@ -329,6 +338,7 @@ impl World {
                 self.name += 1;
                 self.stream = Stream::unknown(base).with_history(history);
                 self.stream.begin_generation(generation);
+                self.has_forgotten = false;
             }
             Want::Ask | Want::Send => {}
             Want::Stopped(reason) => panic!("it stopped: {reason}"),
@@ -384,9 +394,34 @@ impl World {
         self.stream = if with_checkpoint {
             Stream::known(base, committed).with_history(history)
         } else {
+            self.has_forgotten = true;
             Stream::unknown(Position::zero())
         };
         self.stream.begin_generation(generation);
+    }
+
+    /// Promises all that the file has, where that is read.
+    fn promise(&mut self) {
+        let (promised, read) = (self.stream.promised().offset as usize, self.stream.read());
+        let is_there = self.stream.is_following() && self.has(&read) && promised >= self.file.len();
+        if is_there && !self.has_forgotten {
+            self.promises.push((self.name, self.file.clone()));
+        }
+        self.settle_promises();
+    }
+
+    /// As the lane's owner does it: it compares offsets.
+    fn settle_promises(&mut self) {
+        let committed = |name: &u128| self.root.streams.get(name).map_or(0, |stream| stream.committed.offset as usize);
+        let (kept, waiting) =
+            std::mem::take(&mut self.promises).into_iter().partition(|(name, file)| committed(name) >= file.len());
+        self.promises = waiting;
+        let kept: Vec<(u128, Vec<u8>)> = kept;
+        if !kept.is_empty() {
+            let there: HashSet<u32> = self.root.streams.values().flat_map(|stream| numbers(&stream.bytes)).collect();
+            let promised = kept.iter().flat_map(|(_, file)| numbers(file));
+            self.must_miss.extend(promised.filter(|number| !there.contains(number)));
+        }
     }
 
     fn happen(&mut self, event: &Event) {
@@ -451,6 +486,8 @@ impl World {
                 1 => {}
                 _ => assert!(self.may_double.contains(&number), "line {number} is there {count} times"),
             }
+            let is_late = count > 0 && self.must_miss.contains(&number);
+            assert!(!is_late, "line {number} came after an hour for which it was promised might have been closed");
         }
     }
 }
@@ -463,6 +500,7 @@ proptest! {
         let mut world = World::new();
         for event in &events {
             world.happen(event);
+            world.promise();
         }
         world.settle();
         world.judge();
@@ -492,53 +530,58 @@ fn committed_is_believed_only_where_the_file_has_the_same_bytes() {
     assert!(matches!(stream.want(), Want::Check(_)));
 }
 
+fn read(stream: &mut Stream<Batch>, file: &[u8], to: usize) {
+    assert!(stream.has_read(stream.generation(), stream.read(), ReadShowed::Batch(at(file, to))));
+}
+
 #[test]
-fn a_file_is_not_followed_while_others_may_hold_or_do_hold_other_bytes_of_it() {
+fn what_was_read_is_promised_of_a_new_stream_and_only_what_is_committed_where_others_may_hold_other_bytes() {
     let file = vec![b'x'; 300];
-    let other = |offset| Position { tail: TailHash(1), ..at(&file, offset) };
-    for holds in [100, 200] {
-        let mut stream: Stream<Batch> = Stream::known(Position::zero(), at(&file, 50));
-        let read = |stream: &mut Stream<Batch>, to| {
-            stream.has_read(stream.generation(), stream.read(), ReadShowed::Batch(at(&file, to)))
-        };
-        // Nothing was committed yet of what this run has read: the owner may have what the file was before.
-        assert!(stream.is_following() && read(&mut stream, 60) && !stream.is_following());
-        let next = |position| answer(0, Some(position), Some(at(&file, 60)), Verdict::Ok);
-        stream.answered(stream.generation(), at(&file, 60), &next(at(&file, 60)));
-        assert!(read(&mut stream, 100) && stream.is_following());
-        stream.answered(stream.generation(), at(&file, 100), &next(other(holds)));
-        if matches!(stream.want(), Want::Check(_)) {
-            stream.checked(&[]);
-        }
-        // It is tried on and on, and what is promised about it would be kept by the other bytes.
-        assert!(matches!(stream.want(), Want::Read(_)), "{:?}", stream.want());
-        read(&mut stream, 150);
-        assert!(!stream.is_following(), "{}", stream.state());
-        // The aggregator has lost what it held.
-        stream.answered(stream.generation(), at(&file, 150), &next(at(&file, 150)));
-        assert!(stream.is_following(), "{}", stream.state());
-    }
+    let promised = |stream: &Stream<Batch>| stream.promised().offset;
+    let ok = |next, committed| answer(0, Some(at(&file, next)), Some(at(&file, committed)), Verdict::Ok);
+
+    // By a run before.
+    let mut known: Stream<Batch> = Stream::known(Position::zero(), at(&file, 50));
+    read(&mut known, &file, 60);
+    known.answered(known.generation(), at(&file, 60), &ok(60, 60));
+    read(&mut known, &file, 100);
+    assert_eq!(promised(&known), 60);
+
+    let mut new: Stream<Batch> = Stream::unknown(Position::zero());
+    new.told(&answer(0, None, None, Verdict::Unknown));
+    read(&mut new, &file, 100);
+    assert_eq!(promised(&new), 100);
+    // By this run: an aggregator may hold what was sent before it went back, and the file may have been cut off since.
+    let expected = answer(0, Some(at(&file, 0)), Some(at(&file, 0)), Verdict::Expected);
+    read(&mut new, &file, 120);
+    new.answered(new.generation(), at(&file, 100), &ok(100, 0));
+    new.answered(new.generation(), at(&file, 120), &expected);
+    assert_eq!((promised(&new), new.want()), (0, Want::Read(Position::zero())));
+    read(&mut new, &file, 110);
+    new.answered(new.generation(), at(&file, 110), &ok(110, 110));
+    read(&mut new, &file, 130);
+    assert_eq!(promised(&new), 110);
+    new.answered(new.generation(), at(&file, 130), &ok(130, 130));
+    read(&mut new, &file, 200);
+    assert_eq!(promised(&new), 200, "nobody was sent more than 120 before");
+
+    // And where one says so.
+    let other = Position { tail: TailHash(1), ..at(&file, 200) };
+    new.answered(new.generation(), at(&file, 200), &answer(0, Some(other), Some(at(&file, 130)), Verdict::Ok));
+    read(&mut new, &file, 220);
+    assert_eq!(promised(&new), 130);
 }
 
 #[test]
 fn a_file_that_was_cut_off_below_what_was_promised_does_not_bring_it_any_more() {
     let file = vec![b'x'; 300];
     let mut stream: Stream<Batch> = Stream::known(Position::zero(), at(&file, 50));
-    let read = |stream: &mut Stream<Batch>, from, to, showed: fn(Position) -> ReadShowed| {
-        assert_eq!(stream.read(), at(&file, from));
-        stream.has_read(stream.generation(), at(&file, from), showed(at(&file, to)));
-    };
     assert!(stream.may_reach(200, 200), "it is there to be read");
     assert!(!stream.may_reach(201, 200), "it is shorter, and what it has is followed");
-    read(&mut stream, 50, 120, ReadShowed::Batch);
-    assert!(stream.may_reach(201, 200), "another may hold what the file was before this run");
-    let ok = answer(0, Some(at(&file, 120)), Some(at(&file, 120)), Verdict::Ok);
-    stream.answered(stream.generation(), at(&file, 120), &ok);
-    assert!(!stream.may_reach(201, 200));
-    read(&mut stream, 120, 250, ReadShowed::Batch);
+    read(&mut stream, &file, 250);
     assert!(stream.may_reach(250, 200), "it is read, and on its way");
     assert!(!stream.may_reach(251, 200));
-    read(&mut stream, 250, 250, |_| ReadShowed::OtherBytes);
+    stream.has_read(stream.generation(), at(&file, 250), ReadShowed::OtherBytes);
     assert!(stream.may_reach(251, 200), "what was read of it is waited for; then it makes room for another stream");
 }
 

@@ -117,10 +117,23 @@ fn a_stream_is_lost_when_no_file_was_found_for_it_for_long() {
     let waiting = [1, 2].map(|n| StreamOffset { stream: StreamId(n), offset: 10 });
     let mut vanished = Vanished::default();
     let one_is_there = |one: &StreamOffset| one.stream == StreamId(1);
-    assert_eq!(vanished.look(now, minute, &waiting, one_is_there), []);
-    assert_eq!(vanished.look(now + minute, minute, &waiting, one_is_there), [StreamId(2)]);
-    assert_eq!(vanished.look(now + minute, minute, &waiting, |_| true), [], "it was found");
-    assert_eq!(vanished.look(now + minute, minute, &waiting, one_is_there), [], "and the time begins anew");
+    let mut reporter = Reporter::new(RunId(7));
+    reporter.told(ReportAnswer { waiting_for: waiting.to_vec(), ..answer(7) });
+    let mut lost =
+        |reporter: &Reporter, at, has: &dyn Fn(&StreamOffset) -> bool| vanished.look(at, minute, reporter, has);
+    assert_eq!(lost(&reporter, now, &one_is_there), []);
+    assert_eq!(lost(&reporter, now + minute, &one_is_there), [StreamId(2)]);
+    assert_eq!(lost(&reporter, now + minute, &|_| true), [], "it was found");
+    assert_eq!(lost(&reporter, now + minute, &one_is_there), [], "and the time begins anew");
+    // The owner is away, and gets nothing from anybody.
+    while reporter.is_listened_to() {
+        reporter.report(facts(), empty());
+    }
+    assert_eq!(lost(&reporter, now + 2 * minute, &one_is_there), []);
+    let heard = ReportAnswer { heard: reporter.number(), waiting_for: waiting.to_vec(), ..answer(7) };
+    reporter.told(heard);
+    assert_eq!(lost(&reporter, now + 3 * minute - Duration::from_secs(1), &one_is_there), []);
+    assert_eq!(lost(&reporter, now + 3 * minute, &one_is_there), [StreamId(2)]);
 }
 
 fn empty() -> Report {

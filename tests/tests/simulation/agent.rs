@@ -565,14 +565,14 @@ impl Agent {
         };
         let reach = |id: TailId, target: &Target, _| match tails.get(&id.0).map(|tail| &tail.named) {
             _ if size(id, target) == 0 => Reach::Read,
-            Some(Some(named)) if named.stream.is_following() && named.stream.read().offset >= size(id, target) => {
+            Some(Some(named)) if named.stream.is_following() && named.stream.promised().offset >= size(id, target) => {
                 Reach::Read
             }
             _ => Reach::Behind("it is being read".to_owned()),
         };
         let read = || {
             let named = tails.values().filter_map(|tail| tail.named.as_ref());
-            named.map(|named| (named.stream_id, named.stream.read().offset)).collect()
+            named.map(|named| (named.stream_id, named.stream.promised().offset)).collect()
         };
         self.watermark.look(CLOSE_DELAY_MS, reach, read);
         if self.reporting || at < self.report_at {
@@ -607,7 +607,7 @@ impl Agent {
         let lost = if self.parting.is_some() {
             waiting_for.iter().filter(|one| !has(one)).map(|one| one.stream).collect()
         } else {
-            self.vanished.look(at, LOST_AFTER, waiting_for, has)
+            self.vanished.look(at, LOST_AFTER, &self.reporter, has)
         };
         let facts = Facts { claim, lost, last: self.parting.is_some(), held_by: self.watermark.held_by().to_owned() };
         let (agent, category) = (self.server.agent.clone(), self.options.sources[0].category.clone());
