@@ -171,6 +171,7 @@ impl Engine {
     pub(super) fn read_more(&mut self, now: Instant) {
         let threads = usize::from(self.config.compression.threads);
         let share = self.config.batch.max_bytes;
+        debug_assert!(self.jobs > 0 || self.reserved == 0, "{} bytes are reserved for no job", self.reserved);
         // One job waits, so that no thread does.
         while self.jobs <= threads {
             let used = self.buffered.load(Ordering::Relaxed) + self.reserved;

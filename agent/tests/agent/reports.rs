@@ -151,10 +151,8 @@ async fn a_run_that_ships_once_ends_with_a_last_report_that_is_heard() {
     assert_eq!(committed.values().sum::<u64>(), std::fs::metadata(scene.log("a.log")).expect("there").len());
 }
 
-/// A run that was killed when it had named offsets, and whose file is gone: where only runs that ship once are started, none of
-/// them lives long enough to look for it for long.
-#[tokio::test]
-async fn a_run_that_ships_once_declares_lost_what_a_run_before_had_named_and_is_gone() {
+/// An agent was killed when it had named all of `a.log`; nobody else has it, and it is waited for. Returns what it had named.
+async fn killed_after_naming() -> (Scene, Vec<StreamOffset>) {
     let scene = Scene::new(1).await;
     scene.edges[0].forward(false);
     append(&scene.log("a.log"), &lines(0..100));
@@ -165,8 +163,16 @@ async fn a_run_that_ships_once_declares_lost_what_a_run_before_had_named_and_is_
     let named = named().expect("named");
     scene.edges[0].lose_spool();
     scene.edges[0].forward(true);
-    std::fs::remove_file(scene.log("a.log")).expect("removed");
     scene.edges[0].awaits(named.clone());
+    (scene, named)
+}
+
+/// A run that was killed when it had named offsets, and whose file is gone: where only runs that ship once are started, none of
+/// them lives long enough to look for it for long.
+#[tokio::test]
+async fn a_run_that_ships_once_declares_lost_what_a_run_before_had_named_and_is_gone() {
+    let (scene, named) = killed_after_naming().await;
+    std::fs::remove_file(scene.log("a.log")).expect("removed");
     // Also with another file, which may have the inode number of that one.
     for name in [None, Some("b.log")] {
         if let Some(name) = name {
@@ -182,17 +188,7 @@ async fn a_run_that_ships_once_declares_lost_what_a_run_before_had_named_and_is_
 /// As of a machine that lost its power: its file system brings the file back without what was not written to the disk yet.
 #[tokio::test]
 async fn a_file_that_was_cut_off_below_what_a_run_before_had_named_is_declared_lost_from_there_on() {
-    let scene = Scene::new(1).await;
-    scene.edges[0].forward(false);
-    append(&scene.log("a.log"), &lines(0..100));
-    let agent = scene.start();
-    let named = || scene.edges[0].reports().into_iter().map(|(report, _)| report.required).find(|all| !all.is_empty());
-    wait_for(|| named().is_some(), || "nothing is named".into()).await;
-    agent.kill().await;
-    let named = named().expect("named");
-    scene.edges[0].lose_spool();
-    scene.edges[0].forward(true);
-    scene.edges[0].awaits(named.clone());
+    let (scene, named) = killed_after_naming().await;
     let file = std::fs::OpenOptions::new().write(true).open(scene.log("a.log")).expect("opens");
     let kept: usize = lines(0..50).iter().map(|line| line.len() + 1).sum();
     file.set_len(kept as u64).expect("cut off");
