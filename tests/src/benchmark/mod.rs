@@ -29,10 +29,9 @@ use self::compressor::{BATCH_BYTES, Bare, write_log};
 use self::crowd::Crowd;
 use self::figures::{Goal, Section, gib, mib, quantile, rounded, table};
 use self::path::{PathOptions, Shipped, ship};
-use self::tiers::Tiers;
+use self::tiers::{Baselines, Cost, Tiers};
 use crate::cluster::Sink;
 use crate::hdfs::{HdfsOptions, MiniHdfs};
-use crate::usage::Usage;
 
 /// The fastest of the peers, in MiB of log per second (see `tests/BENCHMARKS.md`).
 const PEERS_BEST_SPEED: f64 = 63.0;
@@ -42,7 +41,7 @@ const PEERS_LEAST_CPU: f64 = 27.5;
 /// How often an agent is measured beside the compressor, and the tiers beside their baseline, in turn: a machine that is shared has
 /// faster and slower minutes. What counts is the median of the ratios.
 const AGENT_ROUNDS: usize = 5;
-const TIER_ROUNDS: usize = 5;
+const TIER_ROUNDS: usize = 9;
 
 /// Where and how much is measured.
 #[derive(Clone, Debug)]
@@ -178,34 +177,52 @@ impl Bench {
             "Tiers",
             format!(
                 "{STREAMS} senders, each with a connection and a stream of its own, send batches that were made before, {} MiB in all. The \
-                 baseline is a hyper server that reads bodies, compares their CRC-32C, writes them to a file and syncs it, once for all \
-                 that came meanwhile, before it answers. An edge also sends on all that it takes. {TIER_ROUNDS} rounds; each figure is the \
-                 median of its own.",
+                 baseline is a hyper server that reads bodies, compares their CRC-32C, writes them to a file and syncs it before it \
+                 answers: for each body, or, as the aggregators do, once for all that came meanwhile. An edge also sends on all that it \
+                 takes, to one that keeps nothing, so that it has no more neighbours than the baseline; the node is measured between \
+                 another edge and the root. {TIER_ROUNDS} rounds, in each of which every one is measured between two runs of both \
+                 baselines; each figure is the median of its own.",
                 rounded(mib(wire))
             ),
         );
-        let per_gib = |usage: Usage| usage.cpu.as_secs_f64() / gib(wire);
+        let per_gib = |cpu: Duration| cpu.as_secs_f64() / gib(wire);
         let median = |of: &dyn Fn(&Tiers) -> f64| quantile(&mut rounds.iter().map(of).collect::<Vec<f64>>(), 0.5);
-        section.tell("baseline, CPU seconds per compressed GiB", median(&|round| per_gib(round.baseline)), "s");
-        let usages = |round: &Tiers| [round.edge, round.mid, round.root, round.direct_root];
-        let names =
-            ["edge", "node between edge and root", "root on `file://`, behind these", "root on `file://`, alone"];
-        for (n, what) in names.into_iter().enumerate() {
-            let usage = |round: &Tiers| usages(round)[n];
-            let ratio = |round: &Tiers| per_gib(usage(round)) / per_gib(round.baseline);
-            let (least, most) = rounds
-                .iter()
-                .map(ratio)
-                .fold((f64::MAX, 0.0), |(least, most): (f64, f64), ratio| (least.min(ratio), most.max(ratio)));
-            let cost = rounded(median(&|round| per_gib(usage(round))));
+        type Of = fn(&Tiers) -> Cost;
+        type Baseline = fn(&Baselines) -> Duration;
+        let baselines: [(&str, Baseline); 2] = [("each", |one| one.each), ("together", |one| one.together)];
+        for (name, baseline) in baselines {
+            let cost = median(&|round| per_gib(baseline(&round.edge.baselines)));
+            section.tell(format!("baseline that syncs {name}, CPU seconds per compressed GiB"), cost, "s");
+        }
+        let tiers: [(&str, Of); 4] = [
+            ("edge", |round| round.edge),
+            ("node between edge and root", |round| round.mid),
+            ("root on `file://`, behind these", |round| round.root),
+            ("root on `file://`, alone", |round| round.direct_root),
+        ];
+        for (what, of) in tiers {
+            let cost = rounded(median(&|round| per_gib(of(round).usage.cpu)));
+            let ratio = median(&|round| of(round).ratio(|one| one.each));
             section.judge(
-                format!("{what} ({cost} s per GiB; ratios from {} to {})", rounded(least), rounded(most)),
-                median(&ratio),
-                "× the baseline",
+                format!("{what} ({cost} s per GiB)"),
+                ratio,
+                "× the baseline that syncs each",
                 Goal::AtMost(1.5),
             );
         }
-        let peak = rounds.iter().map(|round| round.edge.peak_bytes).max().unwrap_or(0);
+        for (what, of) in tiers {
+            let mut ratios: Vec<f64> = rounds.iter().map(|round| of(round).ratio(|one| one.together)).collect();
+            let [quarter, half, three] = [0.25, 0.5, 0.75].map(|share| quantile(&mut ratios, share));
+            let name = format!("{what} (half of the ratios from {} to {})", rounded(quarter), rounded(three));
+            section.tell(name, half, "× the one that syncs together");
+        }
+        let crowded = median(&|round| round.crowded_edge.ratio(|one| one.together));
+        section.tell(
+            "an edge that has the node and the root on the same cores",
+            crowded,
+            "× the one that syncs together",
+        );
+        let peak = rounds.iter().map(|round| round.edge.usage.peak_bytes).max().unwrap_or(0);
         section.judge("peak memory of the edge", mib(peak), "MiB", Goal::AtMost(128.0));
         Ok(vec![section])
     }

@@ -1,8 +1,5 @@
 //! The least that a server with durable answers does: it reads each body, checks a CRC-32C, writes it to a file, syncs, answers.
 //! Aggregators are measured beside it.
-//!
-//! Bodies that come while the file is being synced share the next sync, as in the aggregators: a sync for each would make the
-//! baseline dearer, and them look better.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -26,14 +23,23 @@ pub const CRC_HEADER: HeaderName = HeaderName::from_static("body-crc");
 
 type Write = (Bytes, oneshot::Sender<()>);
 
+/// When the file is synced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Syncs {
+    /// For each body: what a server does that nobody has made faster.
+    Each,
+    /// Once for all bodies that came while the file was synced before, as the aggregators do it.
+    Together,
+}
+
 /// Serves until the process is ended. Writes its port, as a line, to `port_file`, and all bodies to `output`.
 ///
 /// # Errors
 /// The files can't be made, or the system gives no port.
-pub async fn serve(port_file: &Path, output: &Path) -> Result<()> {
+pub async fn serve(port_file: &Path, output: &Path, syncs: Syncs) -> Result<()> {
     let file = File::create(output).with_context(|| format!("making {}", output.display()))?;
     let (queue, writes) = mpsc::channel();
-    std::thread::spawn(move || write_all(file, &writes));
+    std::thread::spawn(move || write_all(file, &writes, syncs));
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.context("listening")?;
     let unfinished = port_file.with_extension("part");
     std::fs::write(&unfinished, listener.local_addr()?.port().to_string())?;
@@ -68,9 +74,12 @@ async fn take(request: Request<Incoming>, queue: mpsc::Sender<Write>) -> Result<
 }
 
 /// Returns, which ends all requests, when the file can't be written.
-fn write_all(mut file: File, writes: &mpsc::Receiver<Write>) {
+fn write_all(mut file: File, writes: &mpsc::Receiver<Write>, syncs: Syncs) {
     while let Ok(first) = writes.recv() {
-        let group: Vec<Write> = std::iter::once(first).chain(writes.try_iter()).collect();
+        let mut group = vec![first];
+        if syncs == Syncs::Together {
+            group.extend(writes.try_iter());
+        }
         let written = group.iter().try_for_each(|(body, _)| file.write_all(body));
         if written.and_then(|()| file.sync_data()).is_err() {
             return;

@@ -1,5 +1,5 @@
-//! An edge that keeps nothing: it reads what it is sent, and says that it is stored. With it an agent has the machine to itself, as on a
-//! server whose edge is another one.
+//! An aggregator that keeps nothing: it reads what it is sent, and says that it is stored. With it those that send to it have the machine
+//! to themselves, as in a real tree, where the next tier is on other machines.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -75,7 +75,7 @@ pub struct Taker {
 }
 
 impl Taker {
-    /// Listens on a port of this machine, in place of an edge of a [`Cluster`](crate::cluster::Cluster).
+    /// Listens on a port of this machine, in place of an aggregator of a [`Cluster`](crate::cluster::Cluster).
     ///
     /// # Errors
     /// The port is taken.

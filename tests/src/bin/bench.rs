@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
 use tributary_common::config::parse_size;
 use tributary_tests::benchmark::figures::Section;
+use tributary_tests::benchmark::receiver::Syncs;
 use tributary_tests::benchmark::{Bench, receiver};
 use tributary_tests::programs::Programs;
 
@@ -57,6 +58,8 @@ enum What {
         port_file: PathBuf,
         /// Where it writes all that it gets.
         output: PathBuf,
+        /// When it syncs that.
+        syncs: Syncs,
     },
 }
 
@@ -91,8 +94,8 @@ async fn measure(bench: &Bench, part: What) -> Result<Vec<Section>> {
 #[tokio::main]
 async fn main() -> Result<()> {
     let Arguments { what, size, dir } = Arguments::parse();
-    if let What::BaselineServer { port_file, output } = &what {
-        return receiver::serve(port_file, output).await;
+    if let What::BaselineServer { port_file, output, syncs } = &what {
+        return receiver::serve(port_file, output, *syncs).await;
     }
     ensure!(!cfg!(debug_assertions), "figures of a build without optimisation say nothing: cargo run --release");
     let parent = match dir {
