@@ -364,7 +364,7 @@ impl Bench {
         let mut section = Section::new(
             "Real logs",
             "What an agent's worker does with a batch (find the lines, read their times, compress, frame), beside the compressor alone, on one \
-             thread and in memory. Each log is repeated up to 256 MiB.",
+             thread and in memory, batch by batch in turn. Each log is repeated up to 256 MiB.",
         );
         section.add(&corpora::markdown(&corpora::measure().await?));
         Ok(vec![section])
