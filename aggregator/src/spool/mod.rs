@@ -26,7 +26,7 @@ use self::io::{Folder, FolderFile};
 pub use self::recovery::{OpenError, Recovery};
 use self::run::{Entry, Offer, Place, Run};
 pub use self::segment::{ReadError, read_batch};
-use self::segment::{committed_records, file_header, file_name};
+use self::segment::{committed_records, file_header, file_name, padded, padding};
 use crate::setaside::{Piece, SetAside};
 
 /// Most entries at a time. What is kept in memory of one takes about 100 bytes.
@@ -211,7 +211,7 @@ impl Spool {
     /// # Errors
     /// What is full.
     pub fn room(&self, group: &Group, batches: u64, bytes: u64) -> Result<(), NoRoom> {
-        if self.bytes() + group.len + bytes > self.limits.max_bytes {
+        if self.bytes() + padded(group.len + bytes) > self.limits.max_bytes {
             return Err(NoRoom::Bytes { max_bytes: self.limits.max_bytes });
         }
         if self.entries + batches > MAX_ENTRIES {
@@ -372,7 +372,7 @@ impl Group {
         !self.write_needed && self.delete.is_empty()
     }
 
-    /// Bytes that it writes.
+    /// Bytes that it writes, but for what fills its last block up.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.len
@@ -381,6 +381,7 @@ impl Group {
     /// Writes, syncs, then deletes. Blocks.
     #[must_use]
     pub fn write(mut self) -> Written {
+        self.add(padding(self.offset + self.len));
         let result = if self.write_needed { self.append() } else { Ok(()) };
         // On a full disk the record that goes before a deletion can't be written either. Without it a restart sends some
         // senders back further than needed, which is better than staying full.

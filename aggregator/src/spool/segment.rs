@@ -1,10 +1,13 @@
 //! The segment files of the spool.
 //!
 //! ```text
-//! "TBSP" version (1) = 1 | 0 (3) | records
+//! "TBSP" version (1) = 2 | 0 (3) | records
 //! record: a batch, in the form of tributary_common::batch
 //! record: "TBC1" | len (4) | crc (4) | postcard: [(stream, committed)]
 //! ```
+//!
+//! A group of records begins at a multiple of 4 KiB, so that it can be written around the page cache, and so that no block that was
+//! synced is written again: what is between it and the group before is zeros. Version 1 has no such zeros, and is read, too.
 //!
 //! Numbers are little-endian; `crc` is the CRC-32C of the four bytes of `len` and of the payload, which has `len` bytes.
 //!
@@ -24,9 +27,12 @@ use tributary_common::position::Position;
 
 use super::io::FolderFile;
 use super::run::Place;
+use crate::disk::BLOCK_BYTES;
 
 const MAGIC: [u8; 4] = *b"TBSP";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
+/// Versions that are read.
+const VERSIONS: [u8; 2] = [1, VERSION];
 const COMMITTED_MAGIC: [u8; 4] = *b"TBC1";
 const COMMITTED_PREFIX_BYTES: usize = 12;
 
@@ -57,7 +63,24 @@ pub(super) fn file_number(name: &str) -> Option<u64> {
 
 /// What a segment file begins with.
 pub(super) fn file_header() -> Bytes {
-    Bytes::from_static(&[MAGIC[0], MAGIC[1], MAGIC[2], MAGIC[3], VERSION, 0, 0, 0])
+    const HEADER: [u8; HEADER_BYTES as usize] = header_of(VERSION);
+    Bytes::from_static(&HEADER)
+}
+
+const fn header_of(version: u8) -> [u8; HEADER_BYTES as usize] {
+    let [a, b, c, d] = MAGIC;
+    [a, b, c, d, version, 0, 0, 0]
+}
+
+/// The zeros that follow a group of records which ends at `offset`.
+pub(super) fn padding(offset: u64) -> Bytes {
+    static ZEROS: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
+    Bytes::from_static(&ZEROS[..(padded(offset) - offset) as usize])
+}
+
+/// Where the group begins that follows one which ends at `offset`.
+pub(super) fn padded(offset: u64) -> u64 {
+    offset.next_multiple_of(BLOCK_BYTES as u64)
 }
 
 /// Records that say how far streams are committed.
@@ -122,7 +145,7 @@ pub(super) fn scan(file: &dyn FolderFile, number: u64, len: u64, bodies: bool) -
     let mut start = [0; HEADER_BYTES as usize];
     match file.read_at(&mut start, 0) {
         Ok(read) if read < start.len() => scan.damage = Some(Damage::Torn),
-        Ok(_) if start[..] != file_header()[..] => {
+        Ok(_) if !VERSIONS.iter().any(|version| start == header_of(*version)) => {
             scan.damage = Some(if start == [0; HEADER_BYTES as usize] { Damage::Torn } else { Damage::Foreign });
         }
         Ok(_) => scan.good_len = HEADER_BYTES,
@@ -131,7 +154,7 @@ pub(super) fn scan(file: &dyn FolderFile, number: u64, len: u64, bodies: bool) -
     while scan.damage.is_none() && scan.good_len < len {
         match record_at(file, number, scan.good_len, len - scan.good_len, bodies) {
             Ok((record, record_len)) => {
-                scan.records.push(record);
+                scan.records.extend(record);
                 scan.good_len += record_len;
             }
             Err(Damage::Unreadable(error)) => scan.damage = Some(Damage::Unreadable(error)),
@@ -144,13 +167,14 @@ pub(super) fn scan(file: &dyn FolderFile, number: u64, len: u64, bodies: bool) -
     scan
 }
 
+/// The record at `offset` and its length; no record where there is only what fills a block up.
 fn record_at(
     file: &dyn FolderFile,
     number: u64,
     offset: u64,
     room: u64,
     bodies: bool,
-) -> Result<(Record, u64), Damage> {
+) -> Result<(Option<Record>, u64), Damage> {
     let read = |offset: u64, len: usize| -> Result<Bytes, Damage> {
         let mut buffer = vec![0; len];
         let have = file.read_at(&mut buffer, offset).map_err(Damage::Unreadable)?;
@@ -158,6 +182,13 @@ fn record_at(
         Ok(buffer.into())
     };
     let peek = read(offset, PEEK_BYTES.min(room as usize))?;
+    let padding_len = room.min(padded(offset) - offset);
+    if padding_len > 0 && peek.first() == Some(&0) {
+        let padding = read(offset, padding_len as usize)?;
+        if padding.iter().all(|byte| *byte == 0) {
+            return Ok((None, padding_len));
+        }
+    }
     if peek.starts_with(&COMMITTED_MAGIC) {
         let fixed = peek.first_chunk::<COMMITTED_PREFIX_BYTES>().ok_or(Damage::Torn)?;
         let word = |at: usize| u32::from_le_bytes([fixed[at], fixed[at + 1], fixed[at + 2], fixed[at + 3]]);
@@ -173,7 +204,7 @@ fn record_at(
             return Err(Damage::CorruptCommitted);
         }
         let positions = postcard::from_bytes(&payload).map_err(|_| Damage::CorruptCommitted)?;
-        return Ok((Record::Committed(positions), (COMMITTED_PREFIX_BYTES + payload_len) as u64));
+        return Ok((Some(Record::Committed(positions)), (COMMITTED_PREFIX_BYTES + payload_len) as u64));
     }
     let fixed = peek.first_chunk::<PREFIX_BYTES>().ok_or(Damage::Torn)?;
     let prefix = Prefix::read(fixed).map_err(Damage::Corrupt)?;
@@ -194,7 +225,7 @@ fn record_at(
         let header = whole.get(PREFIX_BYTES..header_end).ok_or(Damage::Torn)?;
         prefix.read_header(header).map_err(Damage::Corrupt)?
     };
-    Ok((Record::Batch(Box::new(header), place), total))
+    Ok((Some(Record::Batch(Box::new(header), place)), total))
 }
 
 /// A file system may have given a file its length before its data.
