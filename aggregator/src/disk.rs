@@ -1,9 +1,11 @@
 //! Files that are written once and read late, if at all.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, IoSlice};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
-use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use rustix::fs::{Advice, OFlags, fadvise};
@@ -13,6 +15,12 @@ pub(crate) const BLOCK_BYTES: usize = 4096;
 
 /// How much is copied together before it is written.
 const DIRECT_BYTES: usize = 1 << 20;
+
+/// What is less is written through the page cache: the disk is asked once for all of it then, at the sync, and not once more.
+const MIN_DIRECT_BYTES: usize = 64 << 10;
+
+/// How many pieces of [`DIRECT_BYTES`] are kept for the next writes: as many as are written at a time, usually.
+const MAX_SPARE: usize = 2;
 
 /// Makes what was written to a file durable, and has the kernel let go of its copy.
 ///
@@ -29,66 +37,109 @@ pub(crate) fn sync_and_let_go(file: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes around the page cache (`O_DIRECT`), which costs half the CPU time of writing through it: the kernel makes no copy page by page
-/// and has nothing to let go of.
+/// Writes to the files of one file system, around the page cache (`O_DIRECT`) where that is possible and worth it: it costs half the CPU
+/// time, since the kernel makes no copy page by page and has nothing to let go of.
 ///
 /// The disk takes only whole blocks that begin at whole blocks of memory, so pieces are copied together first, into memory that is used
 /// again and again and stays in the processor's caches.
 #[derive(Debug, Default)]
-pub(crate) struct DirectWriter {
-    /// Empty before the first use. Longer than what is used of it by a block, as the allocator does not align it.
-    memory: Vec<u8>,
-    /// The file system does not do it.
-    is_refused: bool,
+pub(crate) struct BlockWriter {
+    /// The file system takes nothing directly.
+    is_refused: AtomicBool,
+    /// Not in use. Each is longer than what is used of it by a block, as the allocator does not align it.
+    spare: Mutex<Vec<Vec<u8>>>,
 }
 
-impl DirectWriter {
-    /// Writes all pieces, one after the other, from `offset` on, to a file that exists; both `offset` and the sum of their lengths
-    /// are multiples of [`BLOCK_BYTES`]. Returns whether that was possible: where it wasn't, the caller writes them in the usual way.
+impl BlockWriter {
+    /// Writes all pieces, one after the other, from `offset` on. Directly, if that and the sum of their lengths are multiples of
+    /// [`BLOCK_BYTES`], and they are not few.
     ///
     /// # Errors
     /// Any part of the pieces may be in the file then.
-    pub(crate) fn write(&mut self, path: &Path, pieces: &[Bytes], offset: u64) -> io::Result<bool> {
-        if self.is_refused {
+    pub(crate) fn write_at(&self, file: &File, pieces: &[Bytes], offset: u64) -> io::Result<()> {
+        let len: usize = pieces.iter().map(Bytes::len).sum();
+        let whole_blocks = len.is_multiple_of(BLOCK_BYTES) && offset.is_multiple_of(BLOCK_BYTES as u64);
+        if whole_blocks && len >= MIN_DIRECT_BYTES && self.write_directly(file, pieces, offset)? {
+            return Ok(());
+        }
+        write_all_at(file, pieces, offset)
+    }
+
+    /// Returns whether it was possible.
+    fn write_directly(&self, file: &File, pieces: &[Bytes], offset: u64) -> io::Result<bool> {
+        if self.is_refused.load(Ordering::Relaxed) {
             return Ok(false);
         }
-        // A handle for each call costs a thousandth of what it writes; one that is kept would be a second one for each file.
-        let file = OpenOptions::new().write(true).custom_flags(OFlags::DIRECT.bits().cast_signed()).open(path);
-        match file.and_then(|file| self.copy_and_write(&file, pieces, offset)) {
+        // A handle for each call costs a thousandth of what it writes; one that is kept would be a second one for each file. By its number
+        // and not by its name, which may lead to another file by now.
+        let own = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let direct = OpenOptions::new().write(true).custom_flags(OFlags::DIRECT.bits().cast_signed()).open(own);
+        let written = match direct {
+            Ok(direct) => self.copy_and_write(&direct, pieces, offset),
+            Err(error) if error.kind() == ErrorKind::InvalidInput => Err(error),
+            // A lack of descriptors, say: for this once.
+            Err(_) => return Ok(false),
+        };
+        match written {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == ErrorKind::InvalidInput => {
-                self.is_refused = true;
-                self.memory = Vec::new();
-                tracing::info!(path = %path.display(), "this file system can't be written to directly: going by the page cache");
+                self.is_refused.store(true, Ordering::Relaxed);
+                tracing::info!("the file system takes nothing around the page cache: going through it");
                 Ok(false)
             }
             Err(error) => Err(error),
         }
     }
 
-    fn copy_and_write(&mut self, file: &File, pieces: &[Bytes], mut offset: u64) -> io::Result<()> {
-        if self.memory.is_empty() {
-            self.memory = vec![0; DIRECT_BYTES + BLOCK_BYTES];
-        }
-        let start = self.memory.as_ptr().align_offset(BLOCK_BYTES);
-        let memory = &mut self.memory[start..start + DIRECT_BYTES];
+    fn copy_and_write(&self, file: &File, pieces: &[Bytes], mut offset: u64) -> io::Result<()> {
+        let spare = || self.spare.lock().expect("nothing panics while the lock is held");
+        let mut memory = spare().pop().unwrap_or_else(|| vec![0; DIRECT_BYTES + BLOCK_BYTES]);
+        let start = memory.as_ptr().align_offset(BLOCK_BYTES);
+        let blocks = &mut memory[start..start + DIRECT_BYTES];
         let mut filled = 0;
         for piece in pieces {
             let mut rest = &piece[..];
             while !rest.is_empty() {
-                let (now, later) = rest.split_at(rest.len().min(memory.len() - filled));
-                memory[filled..filled + now.len()].copy_from_slice(now);
+                let (now, later) = rest.split_at(rest.len().min(blocks.len() - filled));
+                blocks[filled..filled + now.len()].copy_from_slice(now);
                 filled += now.len();
                 rest = later;
-                if filled == memory.len() {
-                    file.write_all_at(memory, offset)?;
+                if filled == blocks.len() {
+                    file.write_all_at(blocks, offset)?;
                     offset += filled as u64;
                     filled = 0;
                 }
             }
         }
-        file.write_all_at(&memory[..filled], offset)
+        file.write_all_at(&blocks[..filled], offset)?;
+        let mut spare = spare();
+        if spare.len() < MAX_SPARE {
+            spare.push(memory);
+        }
+        Ok(())
     }
+}
+
+/// Writes all pieces, one after the other, from `offset` on, into the page cache.
+fn write_all_at(file: &File, pieces: &[Bytes], mut offset: u64) -> io::Result<()> {
+    let mut slices: Vec<IoSlice<'_>> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
+    let mut rest = &mut slices[..];
+    // Drops empty slices at the front: for them alone, writing 0 bytes would be no progress.
+    IoSlice::advance_slices(&mut rest, 0);
+    while !rest.is_empty() {
+        // IOV_MAX is 1,024 on Linux.
+        let now = rest.len().min(1024);
+        match rustix::io::pwritev(file, &rest[..now], offset) {
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                offset += written as u64;
+                IoSlice::advance_slices(&mut rest, written);
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -120,42 +171,88 @@ mod tests {
         assert_eq!(left, 0, "so many of 1,024 pages");
     }
 
+    /// Not below /tmp, which may lie in memory itself.
+    fn file() -> File {
+        tempfile::tempfile_in("/var/tmp").expect("a file")
+    }
+
+    fn read(file: &File) -> Vec<u8> {
+        let mut content = vec![0; file.metadata().expect("there").len() as usize];
+        file.read_exact_at(&mut content, 0).expect("read");
+        content
+    }
+
     #[test]
-    fn what_is_written_directly_is_all_there_and_never_in_memory() {
-        // Not below /tmp, which may lie in memory itself.
-        let file = tempfile::NamedTempFile::new_in("/var/tmp").expect("a file");
-        let mut writer = DirectWriter::default();
+    fn whole_blocks_are_written_around_the_page_cache_and_all_else_through_it() {
         // Pieces of any length, more of them than are copied at once, in calls that follow each other.
         let content: Vec<u8> = (0_u32..1_000_003).flat_map(u32::to_le_bytes).collect();
-        let whole = content.len() / BLOCK_BYTES * BLOCK_BYTES;
-        let calls = [0, BLOCK_BYTES, 3 * BLOCK_BYTES, 3 * BLOCK_BYTES + DIRECT_BYTES, whole];
-        for call in calls.windows(2) {
-            let pieces: Vec<Bytes> = content[call[0]..call[1]].chunks(70_001).map(Bytes::copy_from_slice).collect();
-            let written = writer.write(file.path(), &pieces, call[0] as u64).expect("written");
-            assert!(written, "/var/tmp lies on a file system that can be written to directly");
+        let block = BLOCK_BYTES;
+        let ends = [
+            (MIN_DIRECT_BYTES - block, false),
+            (2 * MIN_DIRECT_BYTES, true),
+            (2 * MIN_DIRECT_BYTES + DIRECT_BYTES, true),
+            (content.len() / block * block, true),
+            (content.len(), false),
+        ];
+        let (file, writer) = (file(), BlockWriter::default());
+        let mut at = 0;
+        for (end, directly) in ends {
+            let pieces: Vec<Bytes> = content[at..end].chunks(70_001).map(Bytes::copy_from_slice).collect();
+            writer.write_at(&file, &pieces, at as u64).expect("written");
+            let in_memory = (at..end).step_by(block).filter(|at| is_in_memory(&file, *at as u64)).count();
+            let blocks = if directly { 0 } else { (end - at).div_ceil(block) };
+            assert_eq!(in_memory, blocks, "blocks of {at} to {end} that are in memory");
+            at = end;
         }
-        assert!(!is_in_memory(file.as_file(), 0));
-        assert!(std::fs::read(file.path()).expect("read") == content[..whole]);
+        // The last one, of which a part was there.
+        let last = content.len() / block * block;
+        let again: Vec<Bytes> = [&content[last..], &vec![9; MIN_DIRECT_BYTES + last + block - content.len()]]
+            .map(Bytes::copy_from_slice)
+            .into();
+        writer.write_at(&file, &again, last as u64).expect("written");
+        assert!(!is_in_memory(&file, last as u64));
+        let all = read(&file);
+        assert!(all[..content.len()] == content && all[content.len()..].iter().all(|byte| *byte == 9));
     }
 
     #[test]
-    fn a_disk_that_takes_nothing_directly_is_asked_once() {
-        let file = tempfile::NamedTempFile::new_in("/var/tmp").expect("a file");
-        let mut writer = DirectWriter::default();
-        // What isn't a whole block is refused by the kernel with the same error.
-        let half = [Bytes::from_static(&[7; BLOCK_BYTES / 2 + 1])];
-        assert!(!writer.write(file.path(), &half, 0).expect("no error"), "the caller writes it");
-        let whole = [Bytes::from_static(&[7; BLOCK_BYTES])];
-        assert!(!writer.write(file.path(), &whole, 0).expect("no error"), "not asked again");
-        assert_eq!(file.as_file().metadata().expect("there").len(), 0);
+    fn where_nothing_can_be_written_directly_it_is_written_all_the_same() {
+        let (file, writer) = (file(), BlockWriter { is_refused: true.into(), ..BlockWriter::default() });
+        let pieces = vec![Bytes::from(vec![7; MIN_DIRECT_BYTES / 2]); 2];
+        writer.write_at(&file, &pieces, 0).expect("written");
+        assert!(is_in_memory(&file, 0));
+        assert_eq!(read(&file), vec![7; MIN_DIRECT_BYTES]);
     }
 
     #[test]
-    fn that_a_direct_write_fails_is_told() {
+    fn a_file_system_that_takes_nothing_directly_is_asked_once() {
+        let (file, writer) = (file(), BlockWriter::default());
+        // The kernel's answer is the same to what isn't a whole block.
+        let pieces = [Bytes::from(vec![7; BLOCK_BYTES / 2 + 1])];
+        assert!(!writer.write_directly(&file, &pieces, 0).expect("no error"));
+        let pieces = [Bytes::from(vec![7; BLOCK_BYTES])];
+        assert!(!writer.write_directly(&file, &pieces, 0).expect("no error"), "it is asked again");
+        assert_eq!(file.metadata().expect("there").len(), 0);
+    }
+
+    #[test]
+    fn it_is_the_same_file_also_under_another_name() {
         let folder = tempfile::tempdir_in("/var/tmp").expect("a folder");
-        let mut writer = DirectWriter::default();
-        let whole = [Bytes::from_static(&[7; BLOCK_BYTES])];
-        let error = writer.write(&folder.path().join("gone"), &whole, 0).expect_err("it is not there");
-        assert_eq!(error.kind(), ErrorKind::NotFound);
+        let (before, after) = (folder.path().join("before"), folder.path().join("after"));
+        let file = File::create(&before).expect("made");
+        std::fs::rename(&before, &after).expect("renamed");
+        std::fs::write(&before, "of somebody else").expect("written");
+        let pieces = [Bytes::from(vec![7; MIN_DIRECT_BYTES])];
+        BlockWriter::default().write_at(&file, &pieces, 0).expect("written");
+        assert_eq!(std::fs::read(&before).expect("there"), b"of somebody else");
+        assert_eq!(std::fs::read(&after).expect("there"), pieces[0]);
+    }
+
+    #[test]
+    fn that_a_write_fails_is_told() {
+        let full = OpenOptions::new().write(true).open("/dev/full").expect("Linux has it");
+        let pieces = [Bytes::from(vec![7; MIN_DIRECT_BYTES])];
+        let error = BlockWriter::default().write_at(&full, &pieces, 0).expect_err("it is full");
+        assert_eq!(error.kind(), ErrorKind::StorageFull);
     }
 }

@@ -14,19 +14,19 @@
 //! So a writer with an error is of no use any more, and what it left is read back from disk.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufWriter, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use async_trait::async_trait;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use rustix::fs::{FlockOperation, RenameFlags};
 use tokio::sync::RwLock;
 
 use super::{CreateOptions, Dfs, DfsError, DfsPath, DfsWriter, DirEntry, FileStatus, Guard, Recovered};
-use crate::disk::sync_and_let_go;
+use crate::disk::{BLOCK_BYTES, BlockWriter, sync_and_let_go};
 
 /// A directory of this machine.
 #[derive(Debug, Clone)]
@@ -35,6 +35,7 @@ pub struct LocalDfs {
     /// Held by every blocking write until it is over. It goes on when whoever waited for it is gone, so a recovery waits
     /// for it: it must not add to a file whose end was read.
     writing: Arc<RwLock<()>>,
+    blocks: Arc<BlockWriter>,
 }
 
 struct Lock {
@@ -51,7 +52,7 @@ impl LocalDfs {
     /// When it can't be made.
     pub fn open(base: &Path) -> io::Result<Self> {
         fs::create_dir_all(base)?;
-        Ok(Self { base: Arc::new(base.canonicalize()?), writing: Arc::default() })
+        Ok(Self { base: Arc::new(base.canonicalize()?), writing: Arc::default(), blocks: Arc::default() })
     }
 
     fn path(&self, path: &DfsPath) -> PathBuf {
@@ -176,7 +177,7 @@ impl Dfs for LocalDfs {
             full,
             file: Some(file),
             buffer: Vec::new(),
-            buffered: 0,
+            begin: 0,
             len: 0,
             named: false,
         }))
@@ -317,36 +318,38 @@ struct LocalWriter {
     full: PathBuf,
     /// Taken while a blocking call has it; stays away when that call fails or is cancelled.
     file: Option<File>,
+    /// The file's bytes from `begin` on.
     buffer: Vec<Bytes>,
-    buffered: usize,
+    /// A whole block begins there, and all before it was written. What comes behind may be in the file, too: the beginning of a block
+    /// that was synced, and is written again with the rest of it.
+    begin: u64,
     len: u64,
     /// Whether the file's name is on disk.
     named: bool,
 }
 
 /// Bytes kept before they are handed to the kernel, so that the calls are few.
-const BUFFER_BYTES: usize = 1 << 20;
-/// Pieces smaller than this are put together first.
-const SMALL_BYTES: usize = 64 << 10;
+const BUFFER_BYTES: u64 = 1 << 20;
 
 impl LocalWriter {
     async fn flush(&mut self, call: &'static str, sync: bool) -> Result<(), DfsError> {
         let refused = |reason: &str| DfsError::Refused { call, path: self.path.clone(), reason: reason.into() };
         let Some(file) = self.file.take() else { return Err(refused("an earlier call on the file failed")) };
         let writing = Arc::clone(&self.dfs.writing).read_owned().await;
-        let buffer = std::mem::take(&mut self.buffer);
-        self.buffered = 0;
-        let (full, named, len) = (self.full.clone(), self.named, self.len);
+        let mut whole = std::mem::take(&mut self.buffer);
+        let (begin, len) = (self.begin, self.len);
+        let block = len - len % BLOCK_BYTES as u64;
+        let rest = split_off(&mut whole, (block - begin) as usize);
+        self.buffer.push(rest.clone());
+        self.begin = block;
+        let (full, named, blocks) = (self.full.clone(), self.named, Arc::clone(&self.dfs.blocks));
         let done = self
             .dfs
             .run(call, &self.path, move |_| {
                 let _writing = writing;
-                let mut writer = BufWriter::with_capacity(SMALL_BYTES, file);
-                for bytes in &buffer {
-                    writer.write_all(bytes)?;
-                }
-                let file = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
+                blocks.write_at(&file, &whole, begin)?;
                 if sync {
+                    blocks.write_at(&file, &[rest], block)?;
                     sync_and_let_go(&file)?;
                     if !named && is_at(&file, &full)? {
                         sync_parent(&full)?;
@@ -372,13 +375,25 @@ impl LocalWriter {
     }
 }
 
+/// Takes what is behind the first `len` bytes off, as a copy: it is short, and may stay for long, unlike the memory that it lay in.
+fn split_off(pieces: &mut Vec<Bytes>, len: usize) -> Bytes {
+    let mut behind = BytesMut::new();
+    let mut at = 0;
+    for piece in pieces.iter_mut() {
+        let kept = piece.len().min(len - at);
+        behind.extend_from_slice(&piece[kept..]);
+        piece.truncate(kept);
+        at += kept;
+    }
+    behind.freeze()
+}
+
 #[async_trait]
 impl DfsWriter for LocalWriter {
     async fn write(&mut self, bytes: Bytes) -> Result<(), DfsError> {
         self.len += bytes.len() as u64;
-        self.buffered += bytes.len();
         self.buffer.push(bytes);
-        if self.buffered >= BUFFER_BYTES { self.flush("write", false).await } else { Ok(()) }
+        if self.len - self.begin >= BUFFER_BYTES { self.flush("write", false).await } else { Ok(()) }
     }
 
     async fn sync(&mut self) -> Result<(), DfsError> {
@@ -449,8 +464,13 @@ mod tests {
             let piece = vec![u8::try_from(i % 251).expect("small"); if i % 100 == 0 { 70_000 } else { 37 }];
             wanted.extend_from_slice(&piece);
             writer.write(piece.into()).await.expect("written");
-            if i % 700 == 0 {
+            if i % 350 == 0 {
                 writer.sync().await.expect("synced");
+                assert_eq!(
+                    dfs.read(&path, 0, usize::MAX).await.expect("read"),
+                    wanted,
+                    "all of it is there, and no more"
+                );
             }
         }
         assert_eq!(writer.close().await.expect("closed"), wanted.len() as u64);
@@ -458,23 +478,38 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_is_kept_of_a_block_until_it_is_whole_is_little_and_does_not_hold_more() {
+        let (_folder, dfs) = folder();
+        let large = Bytes::from(vec![7; BUFFER_BYTES as usize + 100]);
+        let mut pieces = vec![Bytes::from_static(b"first"), large.clone()];
+        let rest = split_off(&mut pieces, BUFFER_BYTES as usize);
+        assert_eq!((pieces.concat().len(), rest.len()), (BUFFER_BYTES as usize, 105));
+        drop(pieces);
+        assert!(large.is_unique(), "the rest is a copy");
+        let mut writer = dfs.create(&DfsPath::base().join("f"), options()).await.expect("a new file");
+        writer.write(large).await.expect("written");
+        assert_eq!(writer.close().await.expect("closed"), BUFFER_BYTES + 100);
+    }
+
+    #[tokio::test]
     async fn a_recovery_waits_for_a_write_that_nobody_waits_for_any_more() {
+        const QUARTER: usize = BUFFER_BYTES as usize / 4;
         let (_folder, dfs) = folder();
         let mut left_alone = 0;
         while left_alone < 20 {
             let path = DfsPath::base().join("f");
             let mut writer = dfs.create(&path, options()).await.expect("a new file");
             for _ in 0..3 {
-                writer.write(vec![7; BUFFER_BYTES / 4].into()).await.expect("kept");
+                writer.write(vec![7; QUARTER].into()).await.expect("kept");
             }
             // Begun, and then left alone, unless it was done before anybody could leave.
-            let begun = writer.write(vec![7; 8 * BUFFER_BYTES].into());
+            let begun = writer.write(vec![7; 32 * QUARTER].into());
             left_alone += usize::from(begun.now_or_never().is_none());
             drop(writer);
             let Recovered::Closed { len } = dfs.recover(&path).await.expect("recovered") else {
                 panic!("a local file is closed");
             };
-            assert_eq!(len, 8 * BUFFER_BYTES as u64 + 3 * BUFFER_BYTES as u64 / 4);
+            assert_eq!(len, 35 * QUARTER as u64);
             dfs.delete(&path).await.expect("deleted");
         }
     }

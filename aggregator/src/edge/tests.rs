@@ -8,6 +8,7 @@ use tributary_common::messages::{BATCHES_CONTENT_TYPE, BATCHES_PATH, Verdict};
 use tributary_common::position::{Position, TailHash};
 
 use super::*;
+use crate::disk::BLOCK_BYTES;
 use crate::spool::run::{Entry, Offer, Place, Run};
 use crate::testing::{Served, at, batch, batch_between, body, content, offer, position, post, serve_on, serve_tier};
 use crate::tier::Elsewhere;
@@ -226,6 +227,11 @@ async fn until<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> 
 
 fn batches(from: u64, to: u64, committed: u64) -> Vec<tributary_common::batch::Batch> {
     (from / 100..to / 100).map(|n| batch(S, n * 100, n * 100 + 100, committed)).collect()
+}
+
+/// The length of a spool file without what fills its last block up.
+fn records_len(bytes: &[u8]) -> usize {
+    bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1)
 }
 
 fn offsets(position: Option<Position>) -> Option<u64> {
@@ -555,9 +561,11 @@ async fn a_batch_that_rots_on_the_disk_comes_again_from_its_sender() {
     until("all is above", || async { parent.stored(S).len() == 500 }).await;
     // How the batches were grouped decides how many files there are; the next one may have been begun, and hold none.
     let files = std::fs::read_dir(dir.path().join("spool")).expect("lists").map(|file| file.expect("is there").path());
-    let (_, file) = files.map(|file| (file.metadata().expect("is there").len(), file)).max().expect("a file");
-    let mut bytes = std::fs::read(&file).expect("reads");
-    let place = bytes.len() / 2;
+    let (mut bytes, file) = files
+        .map(|file| (std::fs::read(&file).expect("reads"), file))
+        .max_by_key(|(bytes, _)| records_len(bytes))
+        .expect("a file");
+    let place = records_len(&bytes) / 2;
     bytes[place] ^= 1;
     // In place: the edge has the file open.
     std::fs::write(&file, bytes).expect("writes");
@@ -584,7 +592,8 @@ async fn the_smallest_spool_that_the_topology_allows_has_room_for_every_request(
     let dir = tempfile::tempdir().expect("a directory");
     let above = free_address().await;
     let _above = serve_on(Parent::committing(), above).await;
-    let largest = body(&batches(0, 100, 0)).len() as u64;
+    // The topology allows no requests of less than a block.
+    let largest = body(&batches(0, 100, 0)).len().max(BLOCK_BYTES) as u64;
     let small = |options: &mut EdgeOptions| options.spool.max_bytes = options.spool.segment_bytes + 2 * largest;
     let edge = Running::start_with(dir.path(), &[above], small).await;
     for sent in (0..2000).step_by(100) {

@@ -1,14 +1,14 @@
 //! The spool's way to the disk: a folder of files, at the level of system calls, so that a hostile one can stand in.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, IoSlice};
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::disk::{BLOCK_BYTES, DirectWriter, sync_and_let_go};
+use crate::disk::{BlockWriter, sync_and_let_go};
 
 /// One folder, without subfolders.
 pub trait Folder: Send + Sync + 'static {
@@ -49,7 +49,7 @@ pub trait FolderFile: Send + Sync {
 pub struct DiskFolder {
     path: PathBuf,
     handle: File,
-    direct: Arc<Mutex<DirectWriter>>,
+    writer: Arc<BlockWriter>,
 }
 
 impl DiskFolder {
@@ -62,13 +62,12 @@ impl DiskFolder {
         if let Some(parent) = path.parent() {
             File::open(parent)?.sync_all()?;
         }
-        Ok(Self { path: path.to_owned(), handle: File::open(path)?, direct: Arc::default() })
+        Ok(Self { path: path.to_owned(), handle: File::open(path)?, writer: Arc::default() })
     }
 
     fn file(&self, name: &str, options: &mut OpenOptions) -> io::Result<Arc<dyn FolderFile>> {
-        let path = self.path.join(name);
-        let file = options.read(true).write(true).open(&path)?;
-        Ok(Arc::new(DiskFile { file, path, direct: Arc::clone(&self.direct) }))
+        let file = options.read(true).write(true).open(self.path.join(name))?;
+        Ok(Arc::new(DiskFile { file, writer: Arc::clone(&self.writer) }))
     }
 }
 
@@ -108,36 +107,12 @@ impl Folder for DiskFolder {
 
 struct DiskFile {
     file: File,
-    path: PathBuf,
-    direct: Arc<Mutex<DirectWriter>>,
+    writer: Arc<BlockWriter>,
 }
 
 impl FolderFile for DiskFile {
-    fn write_at(&self, pieces: &[Bytes], mut offset: u64) -> io::Result<()> {
-        let end = offset + pieces.iter().map(|piece| piece.len() as u64).sum::<u64>();
-        if [offset, end].iter().all(|at| at.is_multiple_of(BLOCK_BYTES as u64))
-            && self.direct.lock().expect("nothing panics while the lock is held").write(&self.path, pieces, offset)?
-        {
-            return Ok(());
-        }
-        let mut slices: Vec<IoSlice<'_>> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
-        let mut rest = &mut slices[..];
-        // Drops empty slices at the front: for them alone, writing 0 bytes would be no progress.
-        IoSlice::advance_slices(&mut rest, 0);
-        while !rest.is_empty() {
-            // IOV_MAX is 1,024 on Linux.
-            let now = rest.len().min(1024);
-            match rustix::io::pwritev(&self.file, &rest[..now], offset) {
-                Ok(0) => return Err(ErrorKind::WriteZero.into()),
-                Ok(written) => {
-                    offset += written as u64;
-                    IoSlice::advance_slices(&mut rest, written);
-                }
-                Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(())
+    fn write_at(&self, pieces: &[Bytes], offset: u64) -> io::Result<()> {
+        self.writer.write_at(&self.file, pieces, offset)
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {

@@ -125,7 +125,8 @@ impl SpoolOptions {
     pub const WHY_A_REQUEST_MUST_FIT: &'static str = "the newest segment stays also when all of it is committed: a request that doesn't fit beside it would be put off for ever";
 
     /// Bytes without which a request of `max_request_bytes` might never be taken, however empty the spool is: it is written
-    /// behind a segment that isn't full yet, and once more as much is for the positions that are written with it.
+    /// behind a segment that isn't full yet, and once more as much is for the positions that are written with it, and for what fills
+    /// their last block up.
     #[must_use]
     pub const fn bytes_for_a_request(&self, max_request_bytes: u64) -> u64 {
         self.segment_bytes + 2 * max_request_bytes
