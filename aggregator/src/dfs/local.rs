@@ -376,10 +376,10 @@ impl LocalWriter {
 }
 
 /// Takes what is behind the first `len` bytes off, as a copy: it is short, and may stay for long, unlike the memory that it lay in.
-fn split_off(pieces: &mut Vec<Bytes>, len: usize) -> Bytes {
+fn split_off(pieces: &mut [Bytes], len: usize) -> Bytes {
     let mut behind = BytesMut::new();
     let mut at = 0;
-    for piece in pieces.iter_mut() {
+    for piece in pieces {
         let kept = piece.len().min(len - at);
         behind.extend_from_slice(&piece[kept..]);
         piece.truncate(kept);

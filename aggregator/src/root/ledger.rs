@@ -516,7 +516,7 @@ impl Replayed {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use proptest::prelude::*;
     use tributary_common::bucket::BucketSize;
@@ -566,7 +566,7 @@ mod tests {
         }
     }
 
-    fn entry(number: u64, snapshot: bool) -> Entry {
+    pub(in crate::root) fn entry(number: u64, snapshot: bool) -> Entry {
         Entry {
             number,
             lane: LaneId(3),

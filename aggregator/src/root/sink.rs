@@ -4,9 +4,9 @@
 //! at what is there first. Whatever becomes visible is made in the lane's directory under a temporary name, synced,
 //! closed, its length checked, and then renamed out, which an owner that was fenced can't do.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -29,6 +29,12 @@ const READ_BYTES: usize = 4 << 20;
 /// The pause between tries of a call that failed for a reason that passes.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
+/// Most unfinished files that are remembered; of more, the lane's next owner deletes the oldest ones.
+const MAX_LEFT: usize = 10_000;
+
+/// How many of them are deleted after a ledger entry.
+const TIDIED_AT_ONCE: usize = 16;
+
 /// For how long a step for an hour tries again what the sink refuses for now, before it lets others have its place: it may be a quota
 /// of one category's directory.
 const HOUR_PATIENCE: Duration = Duration::from_secs(3);
@@ -50,12 +56,21 @@ pub struct LaneSink {
     pub placement: Arc<Placement>,
     /// This owner's epoch, for names that no other owner has used.
     pub epoch: Epoch,
-    /// Counts the files that were begun, for their names. Shared by all clones.
-    pub attempts: Arc<AtomicU64>,
+    /// Of the files that were begun. Shared by all clones.
+    pub attempts: Arc<Attempts>,
     /// The name of the empty file that says that an hour is complete.
     pub success_file: String,
     /// For how long a step tries again what is refused for now; none: until it is done.
     pub patience: Option<Duration>,
+}
+
+/// The files that an owner has begun.
+#[derive(Debug, Default)]
+pub struct Attempts {
+    /// How many, for their names.
+    begun: AtomicU64,
+    /// Those that were not finished, and could not be deleted yet, the oldest first.
+    left: Mutex<VecDeque<DfsPath>>,
 }
 
 /// What a seal says of the agents.
@@ -236,7 +251,7 @@ impl LaneSink {
     /// A name in the lane's directory that no attempt before has used: what a call with an unknown outcome does to its path,
     /// perhaps much later, must not meet anything.
     fn fresh(&self, prefix: &str, what: &str) -> DfsPath {
-        let number = self.attempts.fetch_add(1, Ordering::Relaxed);
+        let number = self.attempts.begun.fetch_add(1, Ordering::Relaxed);
         self.dir.join(format!("{prefix}e{}-{number}.{what}", self.epoch))
     }
 
@@ -337,10 +352,27 @@ impl LaneSink {
         }
     }
 
-    /// Deletes something unfinished.
-    async fn discard(&self, path: &DfsPath) {
-        if let Err(error) = self.dfs.delete(path).await {
-            tracing::debug!(file = %path, %error, "an unfinished file stays until the lane's next owner deletes it");
+    /// Deletes something unfinished; later, if not now. Returns whether it is gone.
+    async fn discard(&self, path: &DfsPath) -> bool {
+        let Err(error) = self.dfs.delete(path).await else { return true };
+        tracing::debug!(file = %path, %error, "an unfinished file stays for now");
+        let mut left = self.attempts.left.lock().expect("nothing panics while the lock is held");
+        if left.len() == MAX_LEFT {
+            left.pop_front();
+        }
+        left.push_back(path.clone());
+        false
+    }
+
+    /// Tries again to delete what was left, a few files each time: a lane can have one owner for years, and a join be as large as an
+    /// hour.
+    async fn tidy(&self) {
+        let oldest = || self.attempts.left.lock().expect("nothing panics while the lock is held").pop_front();
+        for _ in 0..TIDIED_AT_ONCE {
+            let Some(path) = oldest() else { return };
+            if !self.discard(&path).await {
+                return;
+            }
         }
     }
 
@@ -356,6 +388,7 @@ impl LaneSink {
         self.settle(&temp, &path).await?;
         let status = persist!(self, "look at the ledger", self.dfs.stat(&path).await)?;
         let status = status.ok_or(DfsError::NotFound { path })?;
+        self.tidy().await;
         Ok(status.modified_ms)
     }
 
@@ -788,6 +821,7 @@ mod tests {
     use tributary_common::frame::Codec;
 
     use super::super::ledger::Contents;
+    use super::super::ledger::tests::entry;
     use super::*;
     use crate::dfs::hostile::{HostileCluster, Hostility};
     use crate::root::recovery;
@@ -944,10 +978,33 @@ mod tests {
             made.push(sink.make("x", &[Bytes::from_static(b"text")]).await.expect("it works in the end"));
         }
         made.sort();
-        assert!(sink.attempts.load(Ordering::Relaxed) > 40, "no attempt failed");
+        assert!(sink.attempts.begun.load(Ordering::Relaxed) > 40, "no attempt failed");
         let left: Vec<DfsPath> =
             cluster.files().into_keys().filter(|path| path.as_str().contains(TEMP_PREFIX)).collect();
         assert_eq!(left, made);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_could_not_be_deleted_is_deleted_later() {
+        let cluster = HostileCluster::new(1, Hostility::none());
+        let sink = sink(&cluster).await;
+        cluster.set_hostility(Hostility { writer_failures: 500, unavailable: 300, ..Hostility::none() });
+        let mut made = Vec::new();
+        for _ in 0..20 {
+            made.push(sink.make("x", &[Bytes::from_static(b"text")]).await.expect("it works in the end"));
+        }
+        made.sort();
+        let temporary =
+            || cluster.files().into_keys().filter(|path| path.as_str().contains(TEMP_PREFIX)).collect::<Vec<DfsPath>>();
+        let left = temporary().len() - made.len();
+        assert!(left > 0, "every deletion worked");
+        // As long as it fails, nothing is forgotten.
+        for number in 0..40 {
+            cluster.set_hostility(Hostility { unavailable: if number < 10 { 300 } else { 0 }, ..Hostility::none() });
+            sink.write_entry(&entry(number, false)).await.expect("written in the end");
+        }
+        assert_eq!(temporary(), made);
+        assert!(sink.attempts.left.lock().expect("not poisoned").is_empty());
     }
 
     #[test]

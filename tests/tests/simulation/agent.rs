@@ -173,7 +173,8 @@ impl Agent {
             reporting: false,
             report_at: now(),
             parting: None,
-            stays_from: 0,
+            // The lane's owner takes nothing from one that had left before it has a session of this run.
+            stays_from: u64::from(server.said_goodbye()),
             options: WorkerOptions { sources: vec![source()], batch_bytes: BATCH_BYTES },
             server,
             gate,

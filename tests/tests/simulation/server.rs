@@ -303,6 +303,11 @@ impl Server {
         }
     }
 
+    /// Whether its agent said so, and is not known to be back.
+    pub(crate) fn said_goodbye(&self) -> bool {
+        locked(&self.presence).expected.last().is_some_and(|expected| expected.to_ms.is_some())
+    }
+
     /// Whether a line has to be in an hour, and not beside it, that ends at `end_ms`: written in time, by a server whose agent was
     /// waited for and has not left before.
     pub(crate) fn must_be_in(&self, line: &Written, end_ms: i64, close_delay_ms: i64) -> bool {

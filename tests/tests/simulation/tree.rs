@@ -257,9 +257,9 @@ impl World {
             counter: Counter { network: network.clone(), lanes, bucket, clock },
             settings,
             spool: match chance.below(4) {
-                // So small that it is full now and then.
-                0 => SpoolLimits { max_bytes: 96 << 10, segment_bytes: 8 << 10 },
-                1 => SpoolLimits { max_bytes: 1 << 20, segment_bytes: 4 << 10 },
+                // So small that it is full now and then: the smallest group takes 4 KiB.
+                0 => SpoolLimits { max_bytes: 192 << 10, segment_bytes: 24 << 10 },
+                1 => SpoolLimits { max_bytes: 1 << 20, segment_bytes: 12 << 10 },
                 _ => SpoolLimits { max_bytes: 1 << 20, segment_bytes: 64 << 10 },
             },
             servers,
