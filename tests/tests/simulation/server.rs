@@ -116,6 +116,8 @@ struct Expected {
 #[derive(Default)]
 struct Presence {
     expected: Vec<Expected>,
+    /// Its agent has said that it leaves, and is not known to be back.
+    said_goodbye: bool,
     /// Its agent is to ship everything and leave.
     leaves: bool,
     /// Its agent has left, and its process has ended.
@@ -285,9 +287,10 @@ impl Server {
 
     /// The lane's owner knows the agent.
     pub(crate) fn is_known_from(&self, now_ms: i64) {
-        let expected = &mut locked(&self.presence).expected;
-        if expected.last().is_none_or(|expected| expected.to_ms.is_some()) {
-            expected.push(Expected { from_ms: now_ms, to_ms: None });
+        let mut presence = locked(&self.presence);
+        presence.said_goodbye = false;
+        if presence.expected.last().is_none_or(|expected| expected.to_ms.is_some()) {
+            presence.expected.push(Expected { from_ms: now_ms, to_ms: None });
         }
     }
 
@@ -298,14 +301,16 @@ impl Server {
 
     /// Its agent says that it leaves. Whether or not that is heard, hours may do without it.
     pub(crate) fn says_goodbye(&self, now_ms: i64) {
-        if let Some(expected) = locked(&self.presence).expected.last_mut() {
+        let mut presence = locked(&self.presence);
+        presence.said_goodbye = true;
+        if let Some(expected) = presence.expected.last_mut() {
             expected.to_ms.get_or_insert(now_ms);
         }
     }
 
     /// Whether its agent said so, and is not known to be back.
     pub(crate) fn said_goodbye(&self) -> bool {
-        locked(&self.presence).expected.last().is_some_and(|expected| expected.to_ms.is_some())
+        locked(&self.presence).said_goodbye
     }
 
     /// Whether a line has to be in an hour, and not beside it, that ends at `end_ms`: written in time, by a server whose agent was
