@@ -360,12 +360,13 @@ fn a_full_disk_still_lets_go_of_what_is_committed() {
 fn a_full_spool_has_no_room() {
     let disk = Disk::new();
     let block = BLOCK_BYTES as u64;
-    let (mut spool, _) = disk.open_with(SpoolLimits { max_bytes: 2 * block, segment_bytes: 1 << 20 });
+    let max_bytes = 2 * block + 100;
+    let (mut spool, _) = disk.open_with(SpoolLimits { max_bytes, segment_bytes: 1 << 20 });
     take(&mut spool, &[batch(S, 0, 100, 0)]);
     assert_eq!(spool.bytes(), block);
     let group = spool.plan();
     assert_eq!(spool.room(&group, 1, block), Ok(()));
-    assert_eq!(spool.room(&group, 1, block + 1), Err(NoRoom::Bytes { max_bytes: 2 * block }));
+    assert_eq!(spool.room(&group, 1, block + 1), Err(NoRoom::Bytes { max_bytes }), "it takes two more blocks");
 }
 
 #[test]
