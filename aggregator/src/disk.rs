@@ -19,8 +19,8 @@ const DIRECT_BYTES: usize = 1 << 20;
 /// What is less is written through the page cache: the disk is asked once for all of it then, at the sync, and not once more.
 const MIN_DIRECT_BYTES: usize = 64 << 10;
 
-/// How many pieces of [`DIRECT_BYTES`] are kept for the next writes: as many as are written at a time, usually.
-const MAX_SPARE: usize = 2;
+/// How many direct writes may go on at a time, each with memory of its own: more of them make a disk no faster.
+const DIRECT_WRITES: usize = 4;
 
 /// Makes what was written to a file durable, and has the kernel let go of its copy.
 ///
@@ -46,8 +46,8 @@ pub(crate) fn sync_and_let_go(file: &File) -> io::Result<()> {
 pub(crate) struct BlockWriter {
     /// The file system takes nothing directly.
     is_refused: AtomicBool,
-    /// Not in use. Each is longer than what is used of it by a block, as the allocator does not align it.
-    spare: Mutex<Vec<Vec<u8>>>,
+    /// Empty before its first use. Longer than what is used of it by a block, as the allocator does not align it.
+    memory: [Mutex<Vec<u8>>; DIRECT_WRITES],
 }
 
 impl BlockWriter {
@@ -92,8 +92,9 @@ impl BlockWriter {
     }
 
     fn copy_and_write(&self, file: &File, pieces: &[Bytes], mut offset: u64) -> io::Result<()> {
-        let spare = || self.spare.lock().expect("nothing panics while the lock is held");
-        let mut memory = spare().pop().unwrap_or_else(|| vec![0; DIRECT_BYTES + BLOCK_BYTES]);
+        let free = self.memory.iter().find_map(|memory| memory.try_lock().ok());
+        let mut memory = free.unwrap_or_else(|| self.memory[0].lock().expect("nothing panics while the lock is held"));
+        memory.resize(DIRECT_BYTES + BLOCK_BYTES, 0);
         let start = memory.as_ptr().align_offset(BLOCK_BYTES);
         let blocks = &mut memory[start..start + DIRECT_BYTES];
         let mut filled = 0;
@@ -111,12 +112,7 @@ impl BlockWriter {
                 }
             }
         }
-        file.write_all_at(&blocks[..filled], offset)?;
-        let mut spare = spare();
-        if spare.len() < MAX_SPARE {
-            spare.push(memory);
-        }
-        Ok(())
+        file.write_all_at(&blocks[..filled], offset)
     }
 }
 
@@ -246,6 +242,23 @@ mod tests {
         BlockWriter::default().write_at(&file, &pieces, 0).expect("written");
         assert_eq!(std::fs::read(&before).expect("there"), b"of somebody else");
         assert_eq!(std::fs::read(&after).expect("there"), pieces[0]);
+    }
+
+    #[test]
+    fn more_writes_than_there_is_memory_for_at_a_time_wait_for_each_other() {
+        let (files, writer) = ([(); 4 * DIRECT_WRITES].map(|()| file()), BlockWriter::default());
+        std::thread::scope(|scope| {
+            for (file, byte) in files.iter().zip(0..) {
+                let writer = &writer;
+                scope.spawn(move || {
+                    let pieces = [Bytes::from(vec![byte; DIRECT_BYTES + MIN_DIRECT_BYTES])];
+                    writer.write_at(file, &pieces, 0).expect("written");
+                });
+            }
+        });
+        for (file, byte) in files.iter().zip(0..) {
+            assert!(read(file) == vec![byte; DIRECT_BYTES + MIN_DIRECT_BYTES], "file {byte}");
+        }
     }
 
     #[test]
