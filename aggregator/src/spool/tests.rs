@@ -154,18 +154,24 @@ fn a_torn_end_is_cut_off_wherever_it_tears() {
     }
 }
 
-#[test]
-fn of_what_fills_a_block_up_any_part_may_be_missing() {
+/// A spool with two groups of one batch, the name of their file, and what is in it.
+fn two_groups() -> (Spool, String, Vec<u8>) {
     let disk = Disk::new();
     let (mut spool, _) = disk.open();
     take(&mut spool, &[batch(S, 0, 100, 0)]);
     take(&mut spool, &[batch(S, 100, 200, 0)]);
     let [name] = &disk.spool.names()[..] else { panic!("there is one file") };
-    let whole = disk.spool.bytes(name);
+    let bytes = disk.spool.bytes(name);
+    (spool, name.clone(), bytes)
+}
+
+#[test]
+fn of_what_fills_a_block_up_any_part_may_be_missing() {
+    let (spool, name, whole) = two_groups();
     assert_eq!(whole.len() % BLOCK_BYTES, 0);
     for len in end_of_records(&spool)..=whole.len() {
         let disk = Disk::new();
-        disk.spool.put(name, whole[..len].to_vec());
+        disk.spool.put(&name, whole[..len].to_vec());
         let (spool, recovery) = disk.open();
         assert_eq!((next(&spool, S), recovery.torn_bytes, recovery.corrupt_files), (Some(200), 0, 0), "{len} bytes");
     }
@@ -190,19 +196,15 @@ fn no_block_that_was_synced_is_written_again() {
 
 #[test]
 fn segments_of_version_1_are_read() {
-    let disk = Disk::new();
-    let (mut spool, _) = disk.open();
-    take(&mut spool, &[batch(S, 0, 100, 0)]);
-    take(&mut spool, &[batch(S, 100, 200, 0)]);
-    let [name] = &disk.spool.names()[..] else { panic!("there is one file") };
+    let (spool, name, bytes) = two_groups();
     let entries: Vec<Entry> = spool.stream(S).expect("is there").run.entries().copied().collect();
-    let bytes = disk.spool.bytes(name);
     // As it was before: one record right behind the other.
     let mut old = b"TBSP\x01\0\0\0".to_vec();
     for Entry { place, .. } in entries {
         old.extend(&bytes[place.offset as usize..][..place.len as usize]);
     }
-    disk.spool.put(name, old);
+    let disk = Disk::new();
+    disk.spool.put(&name, old);
     let (spool, recovery) = disk.open();
     assert_eq!((next(&spool, S), recovery.torn_bytes, recovery.corrupt_files), (Some(200), 0, 0));
     assert_eq!(read_all(&spool), 2);

@@ -108,8 +108,8 @@ fn lane_of(name: &str) -> &str {
     hour_and_lane_of(name).rsplit_once('.').map_or(name, |(_, lane)| lane)
 }
 
-/// Whether a file is of an hour before 2026: an agent that reads then does not believe its clock (`CLOCK_IS_RIGHT_FROM_MS`). It files all lines under the time of
-/// reading, so what is sent again by a later run of it may have been lost in a file of another hour.
+/// Whether a file is of an hour before 2026: an agent that reads then does not believe its clock (`CLOCK_IS_RIGHT_FROM_MS`). It files
+/// all lines under the time of reading, so what is sent again by a later run of it may have been lost in a file of another hour.
 fn is_before_clocks_are_right(path: &DfsPath) -> bool {
     path.as_str().contains("/dt=2025-")
 }
